@@ -1,0 +1,75 @@
+"""The values that pass through the corpus stages: Source → Document → Chunk, or a Skip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class SkipReason(str, Enum):
+    """Why something that was seen is not in the corpus; the value is shown to people."""
+
+    IGNORED = "ignored"  # by a .gitignore, .m3ignore, exclude file or --exclude
+    NOT_INCLUDED = "not matched by --include"
+    HIDDEN = "hidden"
+    BINARY = "binary"
+    UNDECODABLE = "undecodable"
+    TOO_LARGE = "too large"
+    GENERATED = "generated or minified"
+    LOCK_FILE = "lock file"
+    UNREADABLE = "unreadable"
+    SPECIAL = "not a regular file"
+    LINK = "link out of the tree or in a loop"
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A path that was seen and left out, with the reason; `detail` names the rule or the error."""
+
+    path: str
+    reason: SkipReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Something to read: a file (`file`) or bytes that are already here (`data`, for stdin).
+
+    `path` is how the model and the user see it: relative, with `/`, printable, unique.
+    `explicit` sources were named one by one by the user, so the rules that thin out a directory
+    walk (ignored, hidden, generated, lock file, default size limit) do not apply to them.
+    """
+
+    path: str
+    file: Path | None = None
+    data: bytes | None = None
+    explicit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The decoded text of a source. Lines end at `\\n` only, as in editors and git."""
+
+    path: str
+    text: str
+    encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of whole lines of a document; all chunks of a document joined give its text back.
+
+    Lines are counted from 1, both ends included. A line that is longer than a chunk may be is
+    cut, and its parts all carry its number. `digest` is of the text, not of the position.
+    """
+
+    path: str
+    start_line: int
+    end_line: int
+    text: str
+    digest: str

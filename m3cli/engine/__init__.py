@@ -1,0 +1,1 @@
+"""Runs a model and streams what happens."""

@@ -1,0 +1,127 @@
+"""What goes into an engine and what every engine streams out of it.
+
+The order of a run is `LoadProgress* Loaded Prefilled+ Token* Finished`, with `Notice` anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+KVType = Literal["f16", "q8_0", "q4_0"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; `temperature` 0 is greedy and ignores the rest."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How a model is loaded and its context made. Sizes are in tokens.
+
+    `gpu_layers` −1 puts every layer on the GPU that the build and the device can take.
+    `threads` 0 leaves the choice to the engine (physical cores).
+    """
+
+    model_path: str
+    n_ctx: int
+    n_batch: int = 512
+    n_ubatch: int = 512
+    threads: int = 0
+    gpu_layers: int = -1
+    kv_type_k: KVType = "f16"
+    kv_type_v: KVType = "f16"
+    flash_attention: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt as token ids, and when to stop. End-of-generation tokens always stop."""
+
+    tokens: Sequence[int]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """Share of the weights loaded so far, 0 to 1."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Weights and context are ready. `description` is llama.cpp's, e.g. `llama 135M Q4_1`."""
+
+    seconds: float
+    n_ctx: int
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """`done` of `total` prompt tokens are in the KV cache, `seconds` after prefill began."""
+
+    done: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token; `text` holds whole characters only and may be empty.
+
+    Bytes of a character that is not complete yet wait for the token that completes it.
+    """
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should hear once, such as a work-around that was switched on."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end: an end-of-generation token (`stop`), or `max_tokens` reached (`length`)."""
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    generated_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+
+Event = LoadProgress | Loaded | Prefilled | Token | Notice | Finished
+
+
+class Engine(Protocol):
+    """Something that continues a prompt. A context manager, so that its process ends with it."""
+
+    def generate(self, request: Request) -> Iterator[Event]:
+        """Stream the continuation of `request`.
+
+        Raises ModelError or MachineError when the model cannot be loaded or its context not be
+        made, EngineCrashError when the process that runs it dies.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything; may be called twice."""
+        ...
+
+    def __enter__(self) -> Engine: ...
+    def __exit__(self, *exc_info: object) -> None: ...

@@ -1,0 +1,56 @@
+"""The tokenizer contract, and the byte tokenizer that tests run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """Text to the ids of one vocabulary.
+
+    There are two ways in, because there are two kinds of text. Template text is ours and may hold
+    special tokens. Content comes from files, standard input and questions, and whatever it
+    spells is encoded as plain text: no id of a special or user-defined token ever comes out.
+    """
+
+    @property
+    def name(self) -> str:
+        """Which vocabulary this is, for messages and cache keys."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that every prompt of this model has to begin with, if it wants one."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of content: special token strings in it are plain text."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Same as `encode` for each text, in parallel where that pays."""
+        ...
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of template text: special token strings in it become their ids."""
+        ...
+
+
+class ByteTokenizer:
+    """One token a byte, ids 0–255, no special tokens: exact and obvious, for tests."""
+
+    name = "bytes"
+    bos_id: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the UTF-8 bytes of `text`."""
+        return list(text.encode("utf-8", "surrogatepass"))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def encode_template(self, text: str) -> list[int]:
+        """Same as `encode`: there are no special tokens."""
+        return self.encode(text)

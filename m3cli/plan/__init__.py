@@ -1,0 +1,1 @@
+"""Decides how a model will be run; touches neither llama.cpp nor processes."""

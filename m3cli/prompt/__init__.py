@@ -1,0 +1,1 @@
+"""Chunks into the exact tokens that a model will see."""

@@ -1,0 +1,1 @@
+"""Values into bytes on stdout, on stderr or in files."""
