@@ -7,6 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -53,7 +54,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The decoded text of a source. Lines end at `\\n` only, as in editors and git."""
+    """The decoded text of a source. Lines end at a line feed only, as in editors and git."""
 
     path: str
     text: str
@@ -73,3 +74,11 @@ class Chunk:
     end_line: int
     text: str
     digest: str
+
+
+def skip_counts(skips: Sequence[Skip]) -> dict[str, int]:
+    """How many paths were left out for each reason, most frequent first."""
+    counts: dict[str, int] = {}
+    for skip in skips:
+        counts[skip.reason.value] = counts.get(skip.reason.value, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,148 @@
+"""`m3 pack`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from m3cli.cli import options
+from m3cli.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from m3cli.model.tokens import Tokenizer
+    from m3cli.settings import Settings
+
+
+class FormatChoice(str, Enum):
+    """`--format`."""
+
+    xml = "xml"
+    markdown = "markdown"
+    json = "json"
+    plain = "plain"
+
+
+def pack(
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH...", show_default=False)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write to a file, not to stdout.",
+            rich_help_panel=options.OUTPUT_PANEL,
+        ),
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        FormatChoice,
+        typer.Option(
+            "--format", "-f", help="How files are written down.", rich_help_panel=options.OUTPUT_PANEL
+        ),
+    ] = FormatChoice.xml,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="At most N tokens; the rest is left out, and counted.",
+            rich_help_panel=options.OUTPUT_PANEL,
+        ),
+    ] = None,
+    query: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Over the budget, keep what matches TEXT best.",
+            rich_help_panel=options.OUTPUT_PANEL,
+        ),
+    ] = "",
+    tree: Annotated[
+        bool,
+        typer.Option(
+            "--tree", help="Show tokens by directory on stderr.", rich_help_panel=options.OUTPUT_PANEL
+        ),
+    ] = False,
+    model: options.Model = None,
+    files_from: options.FilesFrom = None,
+    null: options.Nul = False,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    no_ignore: options.NoIgnore = False,
+    hidden: options.Hidden = None,
+    max_file_size: options.MaxFileSize = None,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001 - read from sys.argv by m3cli.cli.app
+) -> None:
+    """Write files and directories as one text that a model can read; no model is run.
+
+    Example:  m3 pack ./repo --budget 100000 --query "retry logic" -o repo.xml
+    """
+    from m3cli.report.output import write_stdout
+    from m3cli.report.pack_console import show_pack
+    from m3cli.settings import load_settings
+    from m3cli.tasks.pack import PackRequest
+    from m3cli.tasks.pack import pack as run
+
+    settings = load_settings(
+        {
+            "model": model,
+            "include": include,
+            "exclude": exclude,
+            "hidden": hidden,
+            "max_file_size": max_file_size,
+        }
+    )
+    corpus = options.corpus_request(
+        paths or [], settings, files_from=files_from, null=null, no_ignore=no_ignore, output=output
+    )
+    with _tokenizer(settings) as tokenizer:
+        result = run(PackRequest(corpus, format.value, budget, query, tokenizer), stdin=options.read_stdin)
+    data = result.text.encode("utf-8", "replace")
+    if output is None:
+        write_stdout(data)
+    else:
+        _write(output, data)
+    if not quiet:
+        show_pack(result, tree=tree, verbose=verbose)
+
+
+@contextmanager
+def _tokenizer(settings: Settings) -> Iterator[Tokenizer | None]:
+    """The tokenizer of the model that is set up; None if there is none, not even the demo model."""
+    from m3cli.model.catalog import demo_model, resolve
+    from m3cli.tasks.model import open_model
+
+    if settings.model is None and demo_model() is None:
+        yield None
+        return
+    with open_model(resolve(settings.model, settings.models)) as opened:
+        yield opened.tokenizer
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: a full disk or a kill leaves the old file whole."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise MachineError(
+            f"{path} cannot be written: {error.strerror}.", "Choose another place with --output."
+        ) from error

@@ -1,0 +1,187 @@
+"""Chunks in order, within a budget, with a record of everything that was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
+
+from m3cli.corpus.search import rank
+from m3cli.errors import DoesNotFitError
+from m3cli.prompt.layout import Layout, PromptLayout, Span
+from m3cli.prompt.tree import compact_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from m3cli.corpus.types import Chunk
+
+    CountBatch = Callable[[Sequence[str]], list[int]]
+
+Strategy = Literal["auto", "whole", "select"]
+
+# The file tree on top of a selection may take this share of the budget.
+_TREE_SHARE = 0.08
+_LONGEST_TOKEN = 32  # characters; only a bound that saves counting what is far too long
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """What goes to the model, exactly, and what does not.
+
+    `parts` joined is the packed text; each part is tokenized on its own, and `tokens` is the sum.
+    `chunk_tokens` are those of the bodies of `chunks`. `omitted` chunks were left out because the
+    budget ended, in corpus order; `tokens_needed` is what the whole corpus would have taken.
+    """
+
+    strategy: Literal["whole", "select"]
+    chunks: tuple[Chunk, ...]
+    chunk_tokens: tuple[int, ...]
+    omitted: tuple[Chunk, ...]
+    parts: tuple[str, ...]
+    tokens: int
+    tokens_needed: int
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the documents that are in the pack, at least in part."""
+        return list(dict.fromkeys(chunk.path for chunk in self.chunks))
+
+
+def pack_chunks(
+    chunks: Sequence[Chunk],
+    count: CountBatch,
+    *,
+    budget: int | None = None,
+    strategy: Strategy = "auto",
+    question: str = "",
+    layout: Layout | None = None,
+) -> Pack:
+    """Pack `chunks` (in corpus order) into at most `budget` tokens as `count` counts them.
+
+    Whole, if the corpus fits; else, or with `select`, the chunks that match `question` best, in
+    corpus order under a compact tree of all files. Without a question the beginnings of all files
+    come before the middle of any. Raises DoesNotFitError, with the numbers, when `whole` was asked
+    for and does not fit, or when not even one chunk does.
+    """
+    packer = _Packer(chunks, count, layout or PromptLayout())
+    if strategy != "select":
+        pack = packer.whole
+        if budget is None or pack.tokens <= budget:
+            return pack
+        if strategy == "whole":
+            raise DoesNotFitError(
+                f"The whole corpus takes {pack.tokens:,} tokens, and there is room for {budget:,}.",
+                "Ask for a larger context with --ctx, leave files out with --exclude, or let m3 choose "
+                "with --strategy select.",
+            )
+    return packer.select(budget, question)
+
+
+class _Packer:
+    """The chunks of one corpus with their token counts."""
+
+    def __init__(self, chunks: Sequence[Chunk], count: CountBatch, layout: Layout) -> None:
+        self.chunks = chunks
+        self.count = count
+        self.layout = layout
+        self.bodies = [layout.body(chunk) for chunk in chunks]
+        self.body_tokens = count(self.bodies)
+        self.chunks_of: dict[str, int] = {}
+        for chunk in chunks:
+            self.chunks_of[chunk.path] = self.chunks_of.get(chunk.path, 0) + 1
+
+    @cached_property
+    def whole(self) -> Pack:
+        return self._pack("whole", range(len(self.chunks)), "")
+
+    def select(self, budget: int | None, question: str) -> Pack:
+        # 1. the tree, so that the model knows what else there is
+        budget = self.whole.tokens if budget is None else budget
+        tree_budget = int(budget * _TREE_SHARE)
+        paths = list(self.chunks_of)
+        tree = compact_tree(paths, lambda text: self._tree_fits(text, tree_budget))
+        # 2. chunks by relevance, each at the price that it has on its own
+        order = rank(self.chunks, question) if question else self._breadth_first()
+        frames = self._frames()
+        room = budget - self._overhead(tree)
+        taken: list[int] = []
+        for i in order:
+            price = self.body_tokens[i] + frames[i]
+            if price <= room:
+                taken.append(i)
+                room -= price
+        # 3. neighbours share a frame, which nearly always saves tokens: check all the same
+        pack = self._pack("select", sorted(taken), tree)
+        while taken and pack.tokens > budget:
+            taken.pop()
+            pack = self._pack("select", sorted(taken), tree)
+        if not taken:
+            smallest = min(map(sum, zip(self.body_tokens, frames, strict=True)))
+            raise DoesNotFitError(
+                f"There is room for {budget:,} tokens of context; the smallest excerpt takes {smallest:,}.",
+                "Use a larger context (--ctx), a shorter answer (--max-tokens), or another model.",
+            )
+        return pack
+
+    def _pack(self, strategy: Literal["whole", "select"], taken: Sequence[int], tree: str) -> Pack:
+        layout, chosen = self.layout, set(taken)
+        frames: list[str] = []
+        parts: list[str] = []
+
+        def frame(text: str) -> None:
+            if text:
+                frames.append(text)
+                parts.append(text)
+
+        frame(layout.opening)
+        frame(layout.tree(tree) if tree else "")
+        for number, run in enumerate(self._runs(taken)):
+            span = self._span(run)
+            frame((layout.separator if number else "") + layout.header(span))
+            parts.extend(self.bodies[i] for i in run)
+            frame(layout.footer(span))
+        frame(layout.closing)
+        tokens = sum(self.count(frames)) + sum(self.body_tokens[i] for i in taken)
+        return Pack(
+            strategy=strategy,
+            chunks=tuple(self.chunks[i] for i in taken),
+            chunk_tokens=tuple(self.body_tokens[i] for i in taken),
+            omitted=tuple(chunk for i, chunk in enumerate(self.chunks) if i not in chosen),
+            parts=tuple(parts),
+            tokens=tokens,
+            tokens_needed=tokens if strategy == "whole" else self.whole.tokens,
+        )
+
+    def _runs(self, taken: Sequence[int]) -> list[list[int]]:
+        """`taken` in runs of neighbours of one document."""
+        keyed = [(self.chunks[i].path, i - position, i) for position, i in enumerate(taken)]
+        return [[i for _, _, i in group] for _, group in groupby(keyed, key=lambda entry: entry[:2])]
+
+    def _span(self, run: Sequence[int]) -> Span:
+        chunks = tuple(self.chunks[i] for i in run)
+        return Span(chunks, whole=len(chunks) == self.chunks_of[chunks[0].path])
+
+    def _frames(self) -> list[int]:
+        """Tokens of header and footer that each chunk takes on its own."""
+        spans = [Span((chunk,), whole=False) for chunk in self.chunks]
+        headers = self.count([self.layout.separator + self.layout.header(span) for span in spans])
+        footers = self.count([self.layout.footer(span) for span in spans])
+        return [header + footer for header, footer in zip(headers, footers, strict=True)]
+
+    def _overhead(self, tree: str) -> int:
+        parts = [self.layout.opening, self.layout.tree(tree) if tree else "", self.layout.closing]
+        return sum(self.count([part for part in parts if part]))
+
+    def _tree_fits(self, text: str, budget: int) -> bool:
+        written = self.layout.tree(text)
+        return len(written) <= budget * _LONGEST_TOKEN and sum(self.count([written])) <= budget
+
+    def _breadth_first(self) -> list[int]:
+        seen: dict[str, int] = {}
+        depth: list[int] = []
+        for chunk in self.chunks:
+            depth.append(seen.get(chunk.path, 0))
+            seen[chunk.path] = depth[-1] + 1
+        return sorted(range(len(self.chunks)), key=lambda i: (depth[i], i))

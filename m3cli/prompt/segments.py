@@ -1,0 +1,48 @@
+"""Trusted template text and untrusted content, as different types.
+
+This is the security boundary of the program. Only `TemplateText`, which comes from the model's
+own chat template, may become special tokens. `Content` comes from files, diffs, standard input
+and questions; whatever it spells, it is encoded as plain text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from m3cli.model.tokens import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateText:
+    """Text of the chat template; strings of special tokens in it become those tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Text from outside; encoded on its own, so that its tokens do not depend on what follows."""
+
+    text: str
+
+
+Segment = TemplateText | Content
+
+
+def encode_segments(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[int]:
+    """Token ids of `segments` in order, begun with the model's BOS token if it wants one.
+
+    Each content segment is encoded by itself: token counts of segments add up exactly, and equal
+    leading segments give equal leading tokens.
+    """
+    contents = iter(tokenizer.encode_batch([s.text for s in segments if isinstance(s, Content)]))
+    ids: list[int] = []
+    for segment in segments:
+        ids += next(contents) if isinstance(segment, Content) else tokenizer.encode_template(segment.text)
+    if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+        ids.insert(0, tokenizer.bos_id)
+    return ids

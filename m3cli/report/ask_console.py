@@ -1,0 +1,161 @@
+"""An ask as a person sees it: the answer on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled
+from m3cli.report.text import amount, printable, skip_lines, skip_summary
+from m3cli.tasks.ask import Answer, Packed, Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from m3cli.tasks.ask import AskEvent
+    from m3cli.tasks.citations import Citation
+
+
+class AskConsole:
+    """Renders ask events as they come. A context manager: the progress bar ends with it."""
+
+    def __init__(
+        self,
+        *,
+        answer_to: TextIO | None,
+        quiet: bool = False,
+        verbose: bool = False,
+        show_thinking: bool = False,
+    ) -> None:
+        from rich.console import Console
+
+        self._answer_to = answer_to
+        self._quiet = quiet
+        self._verbose = verbose
+        self._show_thinking = show_thinking
+        self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._answering = False
+        self._thinking = False
+
+    def __enter__(self) -> AskConsole:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._end_progress()
+
+    def show(self, event: AskEvent) -> None:
+        """Render one event."""
+        if isinstance(event, Text):
+            self._text(event)
+        elif isinstance(event, Packed):
+            self._packed(event)
+        elif isinstance(event, LoadProgress):
+            self._advance("loading the model", event.fraction, 1.0, "")
+        elif isinstance(event, Loaded):
+            self._end_progress()
+        elif isinstance(event, Prefilled):
+            self._prefilled(event)
+        elif isinstance(event, Notice):
+            self._end_progress()
+            self.note(f"note: {event.text}")
+        elif isinstance(event, Finished):
+            self._end_progress()
+        elif isinstance(event, Answer):
+            self._answered(event)
+
+    def note(self, line: str) -> None:
+        """One line on stderr, unless quiet."""
+        if not self._quiet:
+            self._stderr.print(printable(line), style="dim", markup=False)
+
+    def _packed(self, event: Packed) -> None:
+        pack, corpus = event.pack, event.corpus
+        skipped = f" (skipped: {skip_summary(corpus.skips)})" if corpus.skips else ""
+        self.note(f"read {amount(len(corpus.documents), 'file')}{skipped}")
+        if pack.strategy == "whole":
+            self.note(f"context: all of it, {event.prompt_tokens:,} tokens")
+        else:
+            files = amount(len({chunk.path for chunk in pack.omitted}), "file")
+            self.note(
+                f"context: {event.prompt_tokens:,} tokens, "
+                f"the {amount(len(pack.chunks), 'excerpt')} that match the question best; "
+                f"left out {amount(len(pack.omitted), 'excerpt')} of {files} "
+                f"(whole: {pack.tokens_needed:,} tokens)"
+            )
+        if self._verbose:
+            for line in skip_lines(corpus.skips):
+                self.note(line)
+            for chunk in pack.omitted:
+                self.note(f"  left out {chunk.path}:{chunk.start_line}-{chunk.end_line}: over the budget")
+
+    def _prefilled(self, event: Prefilled) -> None:
+        rate = event.done / event.seconds if event.seconds > 0 else 0.0
+        self._advance("reading", event.done, event.total, f"{rate:,.0f} tokens/s")
+        if event.done >= event.total:
+            self._end_progress()
+
+    def _text(self, event: Text) -> None:
+        self._end_progress()
+        if event.kind == "thinking":
+            if self._show_thinking and not self._quiet:
+                self._stderr.print(printable(event.text), style="dim", end="", markup=False)
+                self._thinking = True
+            return
+        if self._thinking:
+            self._stderr.print()
+            self._thinking = False
+        if self._answer_to is not None:
+            text = event.text if self._answering else event.text.lstrip()
+            self._answering = self._answering or bool(text)
+            self._answer_to.write(printable(text))
+            self._answer_to.flush()
+
+    def _answered(self, answer: Answer) -> None:
+        if self._answer_to is not None:
+            self._answer_to.write("\n")
+            if answer.citations:
+                self._answer_to.write("\nSources:\n")
+                self._answer_to.writelines(f"  {printable(_citation_line(c))}\n" for c in answer.citations)
+            self._answer_to.flush()
+        times = answer.timings
+        self.note(
+            f"loaded in {times.load:.1f} s, "
+            f"read {answer.packed.prompt_tokens:,} tokens in {times.prefill:.1f} s, "
+            f"wrote {answer.generated_tokens:,} in {times.decode:.1f} s"
+        )
+        if answer.finish_reason == "length":
+            self.note(
+                f"note: the answer was cut at {answer.generated_tokens:,} tokens; --max-tokens allows more"
+            )
+
+    def _advance(self, what: str, done: float, total: float, detail: str) -> None:
+        if self._quiet or not self._stderr.is_terminal:
+            return
+        if self._progress is None:
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+                console=self._stderr,
+                transient=True,
+            )
+            self._progress.start()
+            self._progress.add_task(what, detail=detail, total=total)
+        self._progress.update(self._progress.task_ids[0], completed=done, total=total, detail=detail)
+
+    def _end_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _citation_line(citation: Citation) -> str:
+    lines = f"{citation.start_line}" + (
+        f"-{citation.end_line}" if citation.end_line != citation.start_line else ""
+    )
+    mark = "[ok]" if citation.verified else "[unverified]"
+    return f"{mark} {citation.path}:{lines}" + (f" ({citation.problem})" if citation.problem else "")

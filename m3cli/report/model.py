@@ -1,0 +1,98 @@
+"""A model's facts, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from m3cli.report.text import printable, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from m3cli.model.catalog import ModelRef
+    from m3cli.model.shape import ModelShape
+
+_KV_TYPES = ("f16", "q8_0", "q4_0")
+
+
+def model_object(ref: ModelRef, shape: ModelShape) -> dict[str, Any]:
+    """The facts that every answer carries, as `ask.schema.json` describes them."""
+    return {
+        "name": ref.name,
+        "path": str(ref.path),
+        "architecture": shape.architecture,
+        "parameters": shape.parameters,
+        "file_type": shape.file_type,
+        "file_bytes": shape.file_bytes,
+        "context_length": shape.context_length,
+        "license": shape.license,
+    }
+
+
+def model_details(ref: ModelRef, shape: ModelShape) -> dict[str, Any]:
+    """Everything that the header says, for `m3 model info --json`."""
+    return {
+        **model_object(ref, shape),
+        **asdict(shape),
+        "name": ref.name,
+        "title": shape.name,
+        "kv_bytes_per_token": {kind: shape.kv_bytes_per_token(kind, kind) for kind in _KV_TYPES},
+    }
+
+
+def model_table(ref: ModelRef, shape: ModelShape) -> Table:
+    """One row a fact."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(ref, shape):
+        table.add_row(name, Text(printable(value)))
+    return table
+
+
+def _rows(ref: ModelRef, shape: ModelShape) -> list[tuple[str, str]]:
+    kv_heads = sorted(set(shape.kv_heads), reverse=True)
+    heads = f"{shape.heads} heads, {'/'.join(map(str, kv_heads))} KV heads of {shape.head_dim_k}"
+    rows = [
+        ("model", shape.name),
+        ("file", str(ref.path)),
+        ("architecture", shape.architecture),
+        ("parameters", f"{shape.parameters:,}"),
+        ("file type", f"{shape.file_type}, {size(shape.file_bytes)}"),
+        ("weights", ", ".join(f"{size(b)} {kind}" for kind, b in shape.weight_bytes.items() if b)),
+        ("context", f"{shape.context_length:,} tokens"),
+        ("layers", f"{shape.layers}, hidden size {shape.n_embd:,}"),
+        ("attention", heads + (f", sliding window {shape.sliding_window:,}" if shape.sliding_window else "")),
+    ]
+    if shape.experts:
+        rows.append(("experts", f"{shape.experts}, of which a token uses {shape.experts_used}"))
+    if shape.indexer:
+        rows.append(
+            ("indexer", f"top {shape.indexer.top_k} blocks of {shape.indexer.block_size} tokens a query")
+        )
+    kv = ", ".join(f"{shape.kv_bytes_per_token(kind, kind):,} B {kind}" for kind in _KV_TYPES)
+    rows += [
+        ("KV cache a token", f"{kv} (estimate)"),
+        ("vocabulary", f"{shape.vocab_size:,} tokens, {shape.tokenizer_model}/{shape.tokenizer_pre or '-'}"),
+        ("chat template", "yes" if shape.has_chat_template else "no"),
+        ("license", shape.license or "not stated"),
+    ]
+    return rows
+
+
+def model_list_table(models: Sequence[ModelRef]) -> Table:
+    """One row a model."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("name", "from", "size", "file", box=None, padding=(0, 2, 0, 0))
+    for ref in models:
+        bytes_there = size(ref.path.stat().st_size) if ref.path.is_file() else "missing"
+        table.add_row(Text(ref.name), ref.origin, bytes_there, Text(str(ref.path), overflow="fold"))
+    return table

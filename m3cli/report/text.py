@@ -1,0 +1,48 @@
+"""Pieces of text that several renderers share."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from m3cli.corpus.types import skip_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from m3cli.corpus.types import Skip
+
+# What a terminal could take for a command. Newline and tab stay.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters made visible, so that no file can drive the terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def amount(count: int, noun: str) -> str:
+    """`1 file`, `1,234 files`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1,000: `98.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def skip_summary(skips: Sequence[Skip]) -> str:
+    """`12 binary, 3 lock file`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in skip_counts(skips).items())
+
+
+def skip_lines(skips: Sequence[Skip]) -> list[str]:
+    """One line a skipped path, with the reason."""
+    return [
+        printable(f"  skipped {skip.path}: {skip.reason.value}{f' ({skip.detail})' if skip.detail else ''}")
+        for skip in skips
+    ]

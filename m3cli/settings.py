@@ -1,0 +1,188 @@
+"""Defaults < user file < project file < environment < flags; the origin of each value is kept.
+
+The user file is `config.toml` in the platform's config directory (or the file `M3_CONFIG` names):
+
+    model = "m3"                     # a path or an alias
+    kv_type = "q8_0"
+    [models]                         # aliases
+    m3 = "/models/MiniMax-M3-Q2_K_L-00001-of-00004.gguf"
+
+The project file is `.m3.toml` in the current directory. It comes with a repository that somebody
+else may have written, so it may only say what to pack, never which model to load or how.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from m3cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT_FILE = ".m3.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What can be set outside a single command. Sizes are in tokens or bytes as named.
+
+    `ctx` 0 is the model's own context length, `max_tokens` 0 a share of the window that the
+    planner chooses, `threads` 0 all physical cores, `gpu_layers` −1 as many as the device takes.
+    """
+
+    model: str | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    ctx: int = 0
+    max_tokens: int = 0
+    strategy: Literal["auto", "whole", "select"] = "auto"
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    threads: int = 0
+    gpu_layers: int = -1
+    temperature: float = 0.0
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.0
+    seed: int = 0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    hidden: bool = False
+    max_file_size: int = 2_000_000
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def items(self) -> list[tuple[str, object, str]]:
+        """(name, value, origin) of every setting, in the order of the class."""
+        return [
+            (f.name, getattr(self, f.name), self.origins.get(f.name, "default"))
+            for f in fields(self)
+            if f.name != "origins"
+        ]
+
+
+_PROJECT_MAY_SET = frozenset({"include", "exclude", "hidden", "max_file_size"})
+_CHOICES = {
+    name: get_args(hint) for name, hint in get_type_hints(Settings).items() if get_origin(hint) is Literal
+}
+
+
+def load_settings(
+    flags: Mapping[str, object],
+    *,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Settings:
+    """Settings from all layers; a flag that is None was not given.
+
+    Raises UsageError, naming file and key, for a file that is no TOML, an unknown key, a value of
+    the wrong type, and a project file that sets what it may not.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def layer(found: Mapping[str, object], origin: Callable[[str], str]) -> None:
+        for name, value in found.items():
+            values[name] = _checked(name, value, origin(name))
+            origins[name] = origin(name)
+
+    user = user_file(environ)
+    layer(_read_toml(user), lambda _: str(user))
+    project = (cwd or Path.cwd()) / PROJECT_FILE
+    from_project = _read_toml(project)
+    for name in from_project.keys() - _PROJECT_MAY_SET:
+        raise UsageError(
+            f"{project} sets '{name}', which a project file may not.",
+            f"A project file may set {', '.join(sorted(_PROJECT_MAY_SET))}; put the rest into {user}.",
+        )
+    layer(from_project, lambda _: str(project))
+    names = {f"M3_{f.name.upper()}": f.name for f in fields(Settings) if f.name not in ("origins", "models")}
+    layer(
+        {name: _parsed(name, environ[variable]) for variable, name in names.items() if environ.get(variable)},
+        lambda name: f"M3_{name.upper()}",
+    )
+    layer({k: v for k, v in flags.items() if v is not None}, lambda name: f"--{name.replace('_', '-')}")
+    return Settings(**values, origins=origins)
+
+
+def user_file(environ: Mapping[str, str] | None = None) -> Path:
+    """The user's configuration file, which need not exist."""
+    environ = os.environ if environ is None else environ
+    if named := environ.get("M3_CONFIG"):
+        return Path(named)
+    import platformdirs
+
+    return platformdirs.user_config_path("m3") / "config.toml"
+
+
+def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Where m3 keeps what it can make again: `M3_CACHE_DIR`, else the platform's cache directory."""
+    environ = os.environ if environ is None else environ
+    if named := environ.get("M3_CACHE_DIR"):
+        return Path(named)
+    import platformdirs
+
+    return platformdirs.user_cache_path("m3")
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as file:
+            values: dict[str, object] = tomllib.load(file)
+            return values
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Repair or remove the file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.", "Repair or remove the file.") from error
+
+
+def _parsed(name: str, text: str) -> object:
+    """The value of an environment variable, as the setting's type; text where that fails."""
+    default = Settings.__dataclass_fields__[name].default
+    if isinstance(default, bool):
+        return {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
+    if isinstance(default, (int, float)):
+        try:
+            return type(default)(text)
+        except ValueError:
+            return text
+    return tuple(text.split(os.pathsep)) if isinstance(default, tuple) else text
+
+
+def _checked(name: str, value: object, origin: str) -> object:
+    if name == "origins" or name not in Settings.__dataclass_fields__:
+        known = ", ".join(f.name for f in fields(Settings) if f.name != "origins")
+        raise UsageError(f"{origin} sets '{name}', which m3 does not know.", f"Settings are: {known}.")
+    default = Settings.__dataclass_fields__[name].default
+    if (
+        isinstance(value, (list, tuple))
+        and isinstance(default, tuple)
+        and all(isinstance(v, str) for v in value)
+    ):
+        return tuple(value)
+    if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float):
+        return float(value)
+    if name == "models":
+        right = isinstance(value, Mapping) and all(isinstance(v, str) for v in value.values())
+    elif name == "model":
+        right = isinstance(value, str)
+    else:
+        right = type(value) is type(default)
+    if not right:
+        wanted = {"models": "a table of texts", "model": "a text"}.get(name, f"like {default!r}")
+        raise UsageError(f"{origin} sets '{name}' to {value!r}.", f"The value must be {wanted}.")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise UsageError(f"{origin} sets '{name}' to {value!r}.", f"Choose {', '.join(_CHOICES[name])}.")
+    return value

@@ -1,0 +1,68 @@
+"""A model file opened for prompting: its facts, its tokenizer, its chat template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from m3cli.engine.local import LocalTokenizer
+from m3cli.model.header import read_header
+from m3cli.model.shape import ModelShape
+from m3cli.model.tokenizer import load_tokenizer
+from m3cli.prompt.chat import PLAIN_TEMPLATE, ChatTemplate
+
+if TYPE_CHECKING:
+    from m3cli.model.catalog import ModelRef
+    from m3cli.model.header import Header
+    from m3cli.model.tokens import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """What a prompt for this model is made with; its weights are not loaded.
+
+    A context manager: a tokenizer that llama.cpp runs in a worker ends with it.
+    """
+
+    ref: ModelRef
+    shape: ModelShape
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    notes: tuple[str, ...]
+
+    def __enter__(self) -> OpenModel:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if isinstance(self.tokenizer, LocalTokenizer):
+            self.tokenizer.close()
+
+
+def open_model(ref: ModelRef) -> OpenModel:
+    """Read the header of `ref` and what prompting needs from it.
+
+    Raises ModelError, naming file and place, for a file that is no complete GGUF model.
+    """
+    header = read_header(ref.path)
+    shape = ModelShape.from_header(header)
+    tokenizer = load_tokenizer(header) or LocalTokenizer(str(ref.path))
+    source = header.get_str("tokenizer.chat_template")
+    notes = []
+    if source is None:
+        notes.append(
+            f"{ref.name} has no chat template: it is prompted as plain text, which base models need."
+        )
+    template = ChatTemplate(
+        source or PLAIN_TEMPLATE,
+        bos_token=_token_text(header, "tokenizer.ggml.bos_token_id"),
+        eos_token=_token_text(header, "tokenizer.ggml.eos_token_id"),
+    )
+    return OpenModel(ref, shape, tokenizer, template, tuple(notes))
+
+
+def _token_text(header: Header, key: str) -> str:
+    token_id = header.get_int(key)
+    if token_id is None:
+        return ""
+    tokens = header.strings("tokenizer.ggml.tokens")
+    return tokens[token_id].decode("utf-8", "replace") if 0 <= token_id < len(tokens) else ""

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Installs m3 with its demo model into .venv and asks a first question of m3's own source.
+# usage: bash scripts/try.sh ["QUESTION"]
+set -euo pipefail
+. "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+"$python" -m pip install --quiet --disable-pip-version-check '.[demo]'
+question=${1:-"Which exit code means a native crash?"}
+printf '$ m3 ask ./m3cli "%s"\n' "$question" >&2
+exec "$root/.venv/bin/m3" ask ./m3cli "$question" --ctx 2048

@@ -1,0 +1,232 @@
+"""Packing: budgets hold to the token, nothing is lost without a record."""
+
+from __future__ import annotations
+
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m3cli.corpus.chunks import chunk_document
+from m3cli.corpus.types import Chunk, Document
+from m3cli.errors import DoesNotFitError
+from m3cli.model.tokens import ByteTokenizer
+from m3cli.prompt.export import FORMATS
+from m3cli.prompt.layout import PromptLayout, number_lines
+from m3cli.prompt.pack import pack_chunks
+from m3cli.prompt.tree import compact_tree
+
+LAYOUTS = {"prompt": PromptLayout(), **FORMATS}
+# What a file would have to say to break out of each form.
+HOSTILE = [
+    "</file>\n",
+    '<file path="x">\n',
+    "]]>",
+    "]]",
+    ">",
+    "]>",
+    "]]>]]>",
+    "</document></documents>",
+    "```\n",
+    "````\n",
+    "`````python\n",
+    '"}\n]}',
+    "\\",
+    '"',
+    "==> a.py:1 (3 lines follow) <==\n",
+    "\x00\x0b\x1b",
+    "\r\n",
+    "\n",
+    "é漢🙂",
+]
+TEXTS = (
+    st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20)), min_size=1, max_size=30)
+    .map("".join)
+    .filter(bool)
+)
+DOCUMENTS = st.dictionaries(
+    st.sampled_from(["a.py", "b/c.py", "b/d e.md", 'q"<&>.txt', "`tick`.md"]), TEXTS, min_size=1
+)
+
+
+def count(texts: list[str]) -> list[int]:
+    return [len(ids) for ids in ByteTokenizer().encode_batch(texts)]
+
+
+def chunks_of(documents: dict[str, str], target: int = 16) -> list[Chunk]:
+    return [
+        chunk
+        for path, text in sorted(documents.items())
+        for chunk in chunk_document(Document(path, text, "utf-8"), target)
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(DOCUMENTS, st.integers(1, 3000), st.sampled_from(sorted(LAYOUTS)), st.sampled_from(["", "é logic"]))
+def test_a_budget_is_never_exceeded(
+    documents: dict[str, str], budget: int, layout: str, question: str
+) -> None:
+    """In every layout the packed text takes at most the budget, and the stated count is the true one."""
+    chunks = chunks_of(documents)
+    try:
+        pack = pack_chunks(chunks, count, budget=budget, question=question, layout=LAYOUTS[layout])
+    except DoesNotFitError:
+        assert budget < 2000
+        return
+    assert pack.tokens == len("".join(pack.parts).encode()) <= budget
+
+
+@settings(max_examples=150, deadline=None)
+@given(DOCUMENTS, st.integers(1, 3000))
+def test_every_chunk_is_in_or_recorded_as_left_out(documents: dict[str, str], budget: int) -> None:
+    """Packed and omitted chunks together are the corpus, both in corpus order."""
+    chunks = chunks_of(documents)
+    try:
+        pack = pack_chunks(chunks, count, budget=budget, question="logic")
+    except DoesNotFitError:
+        return
+    order = {id(chunk): i for i, chunk in enumerate(chunks)}
+    packed, omitted = [order[id(c)] for c in pack.chunks], [order[id(c)] for c in pack.omitted]
+    assert packed == sorted(packed)
+    assert omitted == sorted(omitted)
+    assert sorted(packed + omitted) == list(range(len(chunks)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(DOCUMENTS)
+def test_json_gives_the_texts_back(documents: dict[str, str]) -> None:
+    """The JSON form parses, and holds every text exactly."""
+    parsed = json.loads("".join(pack_chunks(chunks_of(documents), count, layout=FORMATS["json"]).parts))
+    assert {file["path"]: file["text"] for file in parsed["files"]} == documents
+
+
+@settings(max_examples=200, deadline=None)
+@given(DOCUMENTS)
+def test_xml_is_well_formed_and_verbatim(documents: dict[str, str]) -> None:
+    """The XML form parses whatever a file says, and gives its text back but for what XML cannot hold."""
+    root = ElementTree.fromstring(
+        "".join(pack_chunks(chunks_of(documents), count, layout=FORMATS["xml"]).parts)
+    )
+    found = {d.get("path"): d.text for d in root}
+    for path, text in documents.items():
+        legal = re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+        assert found[path] == "\n" + re.sub("\r\n?", "\n", legal)
+
+
+@settings(max_examples=200, deadline=None)
+@given(DOCUMENTS)
+def test_markdown_fences_hold(documents: dict[str, str]) -> None:
+    """No line of a file can close the fence around it."""
+    packed = "".join(pack_chunks(chunks_of(documents), count, layout=FORMATS["markdown"]).parts)
+    found = []
+    lines = iter(packed.split("\n"))
+    for line in lines:
+        if fence := re.match("(`{3,})", line):
+            body = []
+            for inside in lines:
+                if inside == fence[1]:
+                    break
+                body.append(inside)
+            found.append("\n".join(body) + "\n")
+    assert found == [t if t.endswith("\n") else t + "\n" for _, t in sorted(documents.items())]
+
+
+@settings(max_examples=200, deadline=None)
+@given(DOCUMENTS)
+def test_plain_headers_count_their_lines(documents: dict[str, str]) -> None:
+    """A reader who trusts the first header's count finds every file, whatever the files say."""
+    rest = "".join(pack_chunks(chunks_of(documents), count, layout=FORMATS["plain"]).parts)
+    found = {}
+    while rest:
+        header, _, rest = rest.lstrip("\n").partition("\n") if not found else rest[1:].partition("\n")
+        match = re.fullmatch(r"==> (.*):1 \((\d+) lines follow\) <==", header)
+        assert match
+        body = re.match(rf"(?:[^\n]*\n){{{match[2]}}}", rest)
+        assert body
+        found[match[1]] = body[0]
+        rest = rest[body.end() :]
+    assert found == {p: t if t.endswith("\n") else t + "\n" for p, t in documents.items()}
+
+
+@settings(max_examples=200, deadline=None)
+@given(DOCUMENTS)
+def test_no_line_of_a_file_can_be_a_tag_of_the_prompt(documents: dict[str, str]) -> None:
+    """In what the model reads, exactly the files that there are open and close, at line starts."""
+    packed = "".join(pack_chunks(chunks_of(documents), count).parts)
+    tags = [line for line in packed.split("\n") if line.startswith("<")]
+    assert len(tags) == 2 * len(documents)
+    assert tags[1::2] == ["</file>"] * len(documents)
+    assert all(re.match(r"\d+: ", line) for line in packed.split("\n")[:-1] if not line.startswith("<"))
+
+
+def test_lines_are_numbered_as_editors_number_them() -> None:
+    """Only a newline ends a line; a form feed or a lone carriage return does not."""
+    assert number_lines("a\x0cb\n\nc\rd", 9) == "9: a\x0cb\n10: \n11: c\rd\n"
+
+
+def test_what_matches_the_question_is_kept() -> None:
+    """Over the budget, the relevant excerpt is packed, under a tree that names every file."""
+    documents = {f"m{i}.py": f"def unrelated_{i}():\n    return {i}\n" * 8 for i in range(30)}
+    documents["net/retry.py"] = "def retry(call):\n    return call()\n"
+    pack = pack_chunks(chunks_of(documents, 64), count, budget=4000, question="where is the retry logic?")
+    assert pack.strategy == "select"
+    assert "net/retry.py" in pack.paths
+    assert "".join(pack.parts).startswith("<tree>\n")
+    assert pack.tokens_needed > 4000
+    assert {c.path for c in pack.chunks} | {c.path for c in pack.omitted} == set(documents)
+
+
+def test_without_a_question_every_file_is_begun_before_any_is_finished() -> None:
+    """A selection without a question takes the first chunks of the files first."""
+    documents = {name: "".join(f"line {i}\n" for i in range(100)) for name in ("a.txt", "b.txt", "c.txt")}
+    pack = pack_chunks(chunks_of(documents), count, budget=1000)
+    assert pack.paths == ["a.txt", "b.txt", "c.txt"]
+    assert all(chunk.start_line < 30 for chunk in pack.chunks)
+
+
+def test_whole_that_does_not_fit_says_the_numbers() -> None:
+    """`whole` over the budget is an error that states both sizes."""
+    chunks = chunks_of({"a.py": "x = 1\n" * 100})
+    needed = pack_chunks(chunks, count).tokens
+    with pytest.raises(DoesNotFitError, match=rf"takes {needed:,} tokens, and there is room for 500\."):
+        pack_chunks(chunks, count, budget=500, strategy="whole")
+
+
+def test_select_of_a_corpus_that_fits_takes_all_of_it() -> None:
+    """Asking for a selection with room for everything leaves nothing out."""
+    pack = pack_chunks(
+        chunks_of({"a.py": "x = 1\n" * 50}), count, budget=10_000, strategy="select", question="x"
+    )
+    assert pack.omitted == ()
+
+
+def test_the_tree_is_as_deep_as_fits() -> None:
+    """Where the full tree is too long, deep directories become counts; where nothing fits, it is empty."""
+    paths = ["README.md", "src/a.py", "src/net/b.py", "src/net/c.py", "tests/t.py"]
+    assert compact_tree(paths, lambda _: True).splitlines() == [
+        "README.md",
+        "src/",
+        " a.py",
+        " net/",
+        "  b.py",
+        "  c.py",
+        "tests/",
+        " t.py",
+    ]
+    assert compact_tree(paths, lambda text: len(text.splitlines()) <= 6).splitlines() == [
+        "README.md",
+        "src/",
+        " a.py",
+        " net/ (2 files)",
+        "tests/",
+        " t.py",
+    ]
+    assert compact_tree(paths, lambda text: len(text.splitlines()) <= 3).splitlines() == [
+        "README.md",
+        "src/ (3 files)",
+        "tests/ (1 file)",
+    ]
+    assert compact_tree(paths, lambda _: False) == ""
