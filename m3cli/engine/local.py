@@ -1,0 +1,267 @@
+"""The engine that runs a model on this machine, in a worker process.
+
+Nothing here imports llama_cpp: a library that crashes or does not load is an error with a hint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from m3cli.engine import events
+from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled, Token
+from m3cli.engine.process import WorkerDiedError, WorkerProcess
+from m3cli.engine.workarounds import extra_buffers_crash, remember_extra_buffers_crash
+from m3cli.engine.worker import pack_ids, unpack_ids
+from m3cli.errors import ImpossibleError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from m3cli.engine.events import EngineConfig, Event, Request
+
+# What an instruction that the machine offers but does not have looks like from outside.
+_SUSPICIOUS = {"SIGSEGV", "SIGILL", "SIGBUS"}
+
+_BATCH_BYTES = 16 << 20  # text in one request to the tokenizer
+
+
+class LocalEngine:
+    """An Engine around one worker process, which keeps the model between requests.
+
+    The worker starts with the first `generate`. When it dies in its very first computation, as it
+    does on machines whose AMX is only pretended, the run starts over once without llama.cpp's
+    extra weight buffers: events from LoadProgress on come a second time, with a Notice. If that
+    helps, `state_dir` remembers it.
+
+    A generator that is closed before its end, or interrupted, kills the worker at once.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, state_dir: Path, worker_command: Sequence[str] | None = None
+    ) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._command = worker_command
+        self._worker: WorkerProcess | None = None
+        self._extra_buffers: bool | None = None  # None: not looked up yet
+        self._proven = False  # this worker has computed something
+        self._doing = ""
+        self._running = False
+
+    def generate(self, request: Request) -> Iterator[Event]:
+        """Stream the continuation of `request`; see Engine."""
+        if self._running:
+            raise RuntimeError("generate was called while another generation is running")
+        self._running = True
+        keep = False
+        try:
+            yield from self._run_or_retry(request)
+            keep = True
+        except (ImpossibleError, UsageError):
+            keep = True  # refused by a worker that is well
+            raise
+        finally:
+            self._running = False
+            if not keep:
+                self._kill()
+
+    def _run_or_retry(self, request: Request) -> Iterator[Event]:
+        if self._extra_buffers is None:
+            self._extra_buffers = not extra_buffers_crash(self._state_dir)
+        try:
+            yield from self._run(request)
+        except WorkerDiedError as death:
+            first_computation = self._doing.startswith("reading") and not self._proven
+            if not (self._extra_buffers and first_computation and death.signal_name in _SUSPICIOUS):
+                raise death.crash(self._doing) from None
+            signal_name = death.signal_name
+        else:
+            return
+        self._kill()
+        self._extra_buffers = False
+        try:
+            for event in self._run(request):
+                if isinstance(event, Prefilled) and event.done > 0 and signal_name:
+                    remember_extra_buffers_crash(self._state_dir)
+                    yield Notice(
+                        f"llama.cpp crashed with {signal_name} on this CPU's extra weight formats (such as "
+                        "AMX), so m3 runs without them from now on."
+                    )
+                    signal_name = ""
+                yield event
+        except WorkerDiedError as death:
+            self._extra_buffers = True
+            raise death.crash(self._doing) from None
+
+    def _run(self, request: Request) -> Iterator[Event]:
+        """One attempt. Raises WorkerDiedError."""
+        self._doing = "starting"
+        if self._worker is None:
+            self._worker = WorkerProcess(self._command)
+            self._proven = False
+        self._worker.send(
+            {
+                "op": "generate",
+                "config": asdict(self._config),
+                "extra_buffers": self._extra_buffers,
+                "max_tokens": request.max_tokens,
+                "sampling": asdict(request.sampling),
+            },
+            pack_ids(request.tokens),
+        )
+        generated = 0
+        while True:
+            message, _ = self._worker.receive()
+            event: Event = getattr(events, message.pop("event"))(**message)
+            match event:
+                case LoadProgress():
+                    self._doing = "loading the model"
+                case Loaded():
+                    self._doing = "making ready"
+                case Prefilled(done=done, total=total):
+                    self._doing = f"reading the prompt ({done:,} of {total:,} tokens)"
+                    self._proven = self._proven or done > 0
+                    if done == total:
+                        self._doing = "generating the first token"
+                case Token():
+                    generated += 1
+                    self._doing = f"generating (after {generated:,} tokens)"
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    def _kill(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker = None
+
+    def close(self) -> None:
+        """End the worker and free all it holds; may be called twice."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class LocalTokenizer:
+    """A model's own tokenizer, run by llama.cpp in a worker: a Tokenizer.
+
+    For vocabularies that m3 cannot build itself (SentencePiece, WordPiece, unknown BPE). Its name
+    holds a digest of the vocabulary. Raises ModelError when the file cannot be loaded and
+    EngineCrashError when the worker dies.
+    """
+
+    def __init__(self, model_path: str, *, worker_command: Sequence[str] | None = None) -> None:
+        self._model_path = model_path
+        self._command = worker_command
+        self._worker: WorkerProcess | None = None
+        self._facts: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """`llama.cpp:` and a digest of all tokens of the vocabulary."""
+        return f"llama.cpp:{self.facts()['digest']}"
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that every prompt has to begin with, or None if the model wants none."""
+        facts = self.facts()
+        bos: int | None = facts["bos"]
+        return bos if facts["add_bos"] else None
+
+    def facts(self) -> dict[str, Any]:
+        """`bos` and `eos` (id or None), `add_bos`, `size` in tokens and `digest`."""
+        if self._facts is None:
+            message, _ = self._ask({"op": "vocabulary", "model_path": self._model_path})
+            self._facts = message["result"]
+        return self._facts
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of content: special token strings in it are plain text."""
+        return self._tokenize([text], template=False)[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text."""
+        encoded: list[list[int]] = []
+        batch: list[str] = []
+        size = 0
+        for text in texts:
+            batch.append(text)
+            size += len(text)
+            if size >= _BATCH_BYTES:
+                encoded += self._tokenize(batch, template=False)
+                batch, size = [], 0
+        return encoded + self._tokenize(batch, template=False)
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of template text: special token strings in it become their ids."""
+        return self._tokenize([text], template=True)[0]
+
+    def _tokenize(self, texts: Sequence[str], *, template: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        data = [text.encode("utf-8", "replace") for text in texts]
+        message, payload = self._ask(
+            {
+                "op": "tokenize",
+                "model_path": self._model_path,
+                "texts": [(len(each), template) for each in data],
+            },
+            b"".join(data),
+        )
+        ids = unpack_ids(payload).tolist()
+        encoded = []
+        start = 0
+        for count in message["result"]:
+            encoded.append(ids[start : start + count])
+            start += count
+        return encoded
+
+    def _ask(self, message: dict[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        if self._worker is None:
+            self._worker = WorkerProcess(self._command)
+        try:
+            self._worker.send(message, payload)
+            return self._worker.receive()
+        except WorkerDiedError as death:
+            self.close()
+            raise death.crash("tokenizing") from None
+        except BaseException:
+            self.close()  # an interrupted exchange would answer the next question
+            raise
+
+    def close(self) -> None:
+        """End the worker; may be called twice. It starts again when needed."""
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker = None
+
+    def __enter__(self) -> LocalTokenizer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def system_facts(*, worker_command: Sequence[str] | None = None) -> dict[str, Any]:
+    """Ask a short-lived worker what the installed llama.cpp is and sees.
+
+    `version`, `system_info`, `gpu_offload`, `cores`, and `devices` (`name`, `description`, `free`
+    and `total` bytes). Raises MachineError when the library does not load.
+    """
+    worker = WorkerProcess(worker_command)
+    try:
+        worker.send({"op": "facts"})
+        facts: dict[str, Any] = worker.receive()[0]["result"]
+    except WorkerDiedError as death:
+        raise death.crash("looking at this machine") from None
+    finally:
+        worker.kill()
+    return facts

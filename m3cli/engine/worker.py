@@ -1,0 +1,185 @@
+"""The child process around llama.cpp: a native crash ends it, and not the shell of m3.
+
+    python -m m3cli.engine.worker REQUEST_FD REPLY_FD DIE_WITH_PARENT
+
+A frame is two lengths (JSON, payload), a JSON object and a payload of raw bytes; token ids travel
+in the payload as little-endian int32. A request is `{"op": "generate" | "tokenize" | "vocabulary" |
+"facts", …}`. Each is answered by any number of `{"event": …}` and then by an event Finished, a
+`{"result": …}` or an `{"error": …}`.
+
+The frames have pipes of their own, so nothing that native code prints can corrupt them. The worker
+ignores SIGINT, which a terminal sends to the whole group: the parent decides. It never outlives its
+parent: a thread reads the requests, and end of file there means that the parent is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import sys
+import threading
+from array import array
+from dataclasses import asdict
+from itertools import chain
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from m3cli.engine.events import EngineConfig, Event, Request, Sampling
+from m3cli.errors import M3Error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from m3cli.engine.llama import Model
+    from m3cli.engine.vocabulary import Vocabulary
+
+_LENGTHS = struct.Struct("<IQ")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+Message = dict[str, Any]
+
+
+def write_frame(stream: BinaryIO, message: Message, payload: bytes = b"") -> None:
+    """Write one frame and flush it. Raises BrokenPipeError when nobody reads."""
+    text = json.dumps(message).encode("ascii")
+    stream.write(_LENGTHS.pack(len(text), len(payload)) + text)
+    stream.write(payload)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> tuple[Message, bytes] | None:
+    """Read one frame; None at the end of the stream, also when it ends within a frame."""
+    lengths = stream.read(_LENGTHS.size)
+    if len(lengths) < _LENGTHS.size:
+        return None
+    size, payload_size = _LENGTHS.unpack(lengths)
+    body = stream.read(size + payload_size)
+    if len(body) < size + payload_size:
+        return None
+    return json.loads(body[:size]), body[size:]
+
+
+def pack_ids(ids: Iterable[int]) -> bytes:
+    """Token ids as little-endian int32."""
+    values = array("i", ids)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+def unpack_ids(payload: bytes) -> array[int]:
+    """Inverse of `pack_ids`."""
+    values = array("i")
+    values.frombytes(payload)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+class Worker:
+    """Answers requests one after the other; keeps what it loaded for the next one."""
+
+    def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
+        self._requests = requests
+        self._replies = replies
+        self._queue: SimpleQueue[tuple[Message, bytes]] = SimpleQueue()
+        self._model: Model | None = None
+        self._model_key: object = None
+        self._vocabulary: Vocabulary | None = None
+        self._vocabulary_path = ""
+
+    def serve(self) -> None:
+        """Answer requests until the parent is gone, then end the process."""
+        threading.Thread(target=self._read, daemon=True).start()
+        while True:
+            message, payload = self._queue.get()
+            try:
+                getattr(self, f"_op_{message['op']}")(message, payload)
+            except M3Error as error:
+                self._send(
+                    {"error": type(error).__name__, "message": error.message, "hint": error.hint},
+                )
+
+    def _read(self) -> None:
+        while (frame := read_frame(self._requests)) is not None:
+            self._queue.put(frame)
+        os._exit(0)  # the main thread may be deep in native code, which nothing else stops
+
+    def _send(self, message: Message, payload: bytes = b"") -> None:
+        try:
+            write_frame(self._replies, message, payload)
+        except BrokenPipeError:
+            os._exit(0)
+
+    def _send_event(self, event: Event) -> None:
+        self._send({"event": type(event).__name__, **asdict(event)})
+
+    def _op_generate(self, message: Message, payload: bytes) -> None:
+        model = self._load_model(EngineConfig(**message["config"]), message["extra_buffers"])
+        request = Request(unpack_ids(payload), message["max_tokens"], Sampling(**message["sampling"]))
+        for event in model.generate(request):
+            self._send_event(event)
+
+    def _load_model(self, config: EngineConfig, extra_buffers: bool) -> Model:
+        from m3cli.engine.llama import Model
+
+        key = (config, extra_buffers)
+        if self._model is None or key != self._model_key:
+            if self._model is not None:
+                self._model.close()
+                self._model = None
+            self._model = Model(config, extra_buffers=extra_buffers, progress=self._send_event)
+            self._model_key = key
+        return self._model
+
+    def _op_tokenize(self, message: Message, payload: bytes) -> None:
+        """Texts as UTF-8 in the payload, with their sizes in bytes and whether they are template text."""
+        vocabulary = self._load_vocabulary(message["model_path"])
+        texts = []
+        start = 0
+        for size, template in message["texts"]:
+            texts.append((payload[start : start + size].decode("utf-8"), template))
+            start += size
+        encoded = vocabulary.encode_all(texts)
+        self._send({"result": [len(ids) for ids in encoded]}, pack_ids(chain.from_iterable(encoded)))
+
+    def _op_vocabulary(self, message: Message, _payload: bytes) -> None:
+        self._send({"result": self._load_vocabulary(message["model_path"]).facts()})
+
+    def _load_vocabulary(self, path: str) -> Vocabulary:
+        from m3cli.engine.vocabulary import Vocabulary
+
+        if self._vocabulary is None or path != self._vocabulary_path:
+            if self._vocabulary is not None:
+                self._vocabulary.close()
+                self._vocabulary = None
+            self._vocabulary = Vocabulary(path)
+            self._vocabulary_path = path
+        return self._vocabulary
+
+    def _op_facts(self, _message: Message, _payload: bytes) -> None:
+        from m3cli.engine.llama import system_facts
+
+        self._send({"result": system_facts()})
+
+
+def _die_with_parent() -> None:
+    """Have Linux kill this process when the thread that started it ends, even by SIGKILL."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve on the two file descriptors that end the argument list."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests, replies, die_with_parent = (sys.argv if argv is None else argv)[-3:]
+    if die_with_parent == "1" and sys.platform == "linux":
+        _die_with_parent()
+    Worker(os.fdopen(int(requests), "rb"), os.fdopen(int(replies), "wb")).serve()
+
+
+if __name__ == "__main__":
+    main()
