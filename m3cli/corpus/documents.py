@@ -1,0 +1,163 @@
+"""Source → Document, or a Skip with its reason: size, binary, encoding, generated, lock files."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from m3cli.corpus.decoding import decode
+from m3cli.corpus.types import Document, Skip, SkipReason
+from m3cli.errors import CorpusError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from m3cli.corpus.types import Source
+
+_LOCK_FILES = frozenset(
+    (
+        *("package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "shrinkwrap.yaml"),
+        *("bun.lock", "bun.lockb", "deno.lock", "poetry.lock", "uv.lock", "pdm.lock", "pipfile.lock"),
+        *("pixi.lock", "pylock.toml", "conda-lock.yml", "cargo.lock", "go.sum", "go.work.sum", "gopkg.lock"),
+        *("glide.lock", "composer.lock", "symfony.lock", "gemfile.lock", "gems.locked", "flake.lock"),
+        *("packages.lock.json", "paket.lock", "mix.lock", "rebar.lock", "pubspec.lock", "podfile.lock"),
+        *("package.resolved", "cartfile.resolved", "chart.lock", "requirements.lock", "gradle.lockfile"),
+        *("stack.yaml.lock", "cabal.project.freeze", "renv.lock", "buf.lock", "module.bazel.lock"),
+        *(".terraform.lock.hcl", "brewfile.lock.json"),
+    )
+)
+_MINIFIED_NAME = re.compile(r".+[.-]min\.(js|mjs|cjs|css)", re.IGNORECASE)
+_SOURCE_MAP_NAME = re.compile(r".+\.(js|mjs|cjs|jsx|ts|tsx|css)\.map", re.IGNORECASE)
+_SOURCE_MAP_TEXT = re.compile(r'\s*\{[^{]{0,2000}?"(?:version|mappings)"\s*:')
+_MINIFIABLE = frozenset(
+    (".js", ".mjs", ".cjs", ".jsx", ".css", ".html", ".htm", ".json", ".geojson", ".svg", ".xml", ".map")
+)
+_MINIFIED_SIZE = 5_000  # characters; a short file on one line costs nothing
+_MINIFIED_LINE = 500  # characters a line on average; written code has 20 to 60
+
+_HEAD_LINES = 20
+_HEAD_CHARACTERS = 2_000
+_COMMENT = re.compile(
+    r"\s*(?://[/!]?|\#+!?|/\*+!?|\*+|--+\[*|;+|%+|<!--|\(\*+|\{-|'|\.\.|dnl|rem)\s+(?P<words>.+)", re.I
+)
+_GENERATED = re.compile(
+    r"""
+    @(?:auto)?generated(?![\w.(-])
+    | (?:this|the)\s(?:file|code|module|source)\s(?:is|was)\s(?:automatically\s)?@(?:auto)?generated\b
+    | (?:(?:this|the)\s)?(?:code|file|module|source(?:\scode)?)?[\s:]*(?:is\s|was\s|has\sbeen\s)?
+      (?:auto(?:matically)?[\s-]?)?generated\b.*\bdo\snot\s(?:edit|modify|change)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentLimits:
+    """The largest files to read, in bytes, None for any size.
+
+    `max_bytes` is for files found in a directory, `explicit_max_bytes` for those named one by one.
+    """
+
+    max_bytes: int | None = 2_000_000
+    explicit_max_bytes: int | None = None
+
+
+def read_documents(sources: Iterable[Source], limits: DocumentLimits) -> tuple[list[Document], list[Skip]]:
+    """Read every source, in order; see `read_document`."""
+    documents: list[Document] = []
+    skips: list[Skip] = []
+    for source in sources:
+        result = read_document(source, limits)
+        if isinstance(result, Document):
+            documents.append(result)
+        else:
+            skips.append(result)
+    return documents, skips
+
+
+def read_document(source: Source, limits: DocumentLimits) -> Document | Skip:
+    """Read and decode one source, once, and never more of it than its limit allows.
+
+    Line ends stay as they are. The rules about lock files and generated or minified files do not
+    touch what the user named. Raises CorpusError when such a source cannot be read.
+    """
+    if not source.explicit and PurePosixPath(source.path).name.lower() in _LOCK_FILES:
+        return Skip(source.path, SkipReason.LOCK_FILE)
+    if not source.explicit and (kind := _generated_by_name(source.path)):
+        return Skip(source.path, SkipReason.GENERATED, kind)
+    limit = limits.explicit_max_bytes if source.explicit else limits.max_bytes
+    data = _read(source, limit)
+    if isinstance(data, Skip):
+        return data
+    first, second = decode(data)
+    if isinstance(first, SkipReason):
+        return Skip(source.path, first, second)
+    if not first.strip():
+        return Skip(source.path, SkipReason.EMPTY)
+    if not source.explicit and (kind := _generated_by_text(source.path, first)):
+        return Skip(source.path, SkipReason.GENERATED, kind)
+    return Document(source.path, first, second)
+
+
+def _read(source: Source, limit: int | None) -> bytes | Skip:
+    if source.file is None:
+        data = source.data or b""
+        return data if limit is None or len(data) <= limit else _too_large(source, len(data), limit)
+    # A file may have become a FIFO or a link since the walk saw it: do not wait, do not follow.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(source.file, flags if source.explicit else flags | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return _unreadable(source, SkipReason.SPECIAL, "not a regular file")
+            if limit is not None and status.st_size > limit:
+                return _too_large(source, status.st_size, limit)
+            data = file.read() if limit is None else file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else None
+        return _unreadable(source, SkipReason.UNREADABLE, words or str(error), error)
+    if limit is not None and len(data) > limit:
+        return _too_large(source, len(data), limit)
+    return data
+
+
+def _unreadable(source: Source, reason: SkipReason, words: str, cause: Exception | None = None) -> Skip:
+    if source.explicit:
+        raise CorpusError(
+            f"{source.path} cannot be read: {words}.", "Check its permissions, or leave it out."
+        ) from cause
+    return Skip(source.path, reason, words)
+
+
+def _too_large(source: Source, size: int, limit: int) -> Skip:
+    return Skip(source.path, SkipReason.TOO_LARGE, f"{size:,} bytes, the limit is {limit:,}")
+
+
+def _generated_by_name(path: str) -> str:
+    name = PurePosixPath(path).name
+    if _MINIFIED_NAME.fullmatch(name):
+        return "minified, by its name"
+    return "source map" if _SOURCE_MAP_NAME.fullmatch(name) else ""
+
+
+def _generated_by_text(path: str, text: str) -> str:
+    """Tell what shows that a program wrote this text; empty if nothing does."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix == ".map" and '"mappings"' in text and _SOURCE_MAP_TEXT.match(text):
+        return "source map"
+    # Only a comment that begins with the marker speaks of its own file; one that mentions the
+    # marker, or a string in code that holds it, speaks of others.
+    for line in text[:_HEAD_CHARACTERS].splitlines()[:_HEAD_LINES]:
+        comment = _COMMENT.match(line)
+        if comment and _GENERATED.match(comment["words"]):
+            return f"says: {comment['words'].strip()[:80]}"
+    if suffix in _MINIFIABLE and len(text) > _MINIFIED_SIZE:
+        average = len(text) // (text.count("\n") + 1)
+        if average > _MINIFIED_LINE:
+            return f"minified: {average:,} characters a line"
+    return ""
