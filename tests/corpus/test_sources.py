@@ -287,7 +287,7 @@ def test_path_lists() -> None:
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
-@pytest.mark.parametrize("glob", ["!", "//", "a\\"])
+@pytest.mark.parametrize("glob", ["!", "a\\"])
 def test_a_malformed_glob_is_refused(tree: Path, option: str, glob: str) -> None:
     """An option that could never match is an error that names it, not a silent nothing."""
     with pytest.raises(UsageError, match=f"--{option} .* is not a glob"):
