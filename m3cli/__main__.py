@@ -17,7 +17,7 @@ def main() -> None:
     from m3cli.cli.app import app, debugging
 
     try:
-        app()
+        app(prog_name="m3")
     except CancelledError as error:
         sys.exit(error.exit_code)
     except M3Error as error:

@@ -4,6 +4,6 @@
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 "$python" -m pip install --quiet --disable-pip-version-check '.[demo]'
-question=${1:-"Which exit code means a native crash?"}
+question=${1:-"Which environment variable names the cache directory?"}
 printf '$ m3 ask ./m3cli "%s"\n' "$question" >&2
 exec "$root/.venv/bin/m3" ask ./m3cli "$question" --ctx 2048

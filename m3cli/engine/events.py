@@ -5,9 +5,11 @@ The order of a run is `LoadProgress* Loaded Prefilled+ Token* Finished`, with `N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 KVType = Literal["f16", "q8_0", "q4_0"]
 

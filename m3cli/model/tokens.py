@@ -11,7 +11,8 @@ class Tokenizer(Protocol):
 
     There are two ways in, because there are two kinds of text. Template text is ours and may hold
     special tokens. Content comes from files, standard input and questions, and whatever it
-    spells is encoded as plain text: no id of a special or user-defined token ever comes out.
+    spells is encoded as plain text: no id of a special or user-defined token ever comes out. (Some
+    vocabularies keep their runs of blanks and newlines as user-defined tokens. Those are text.)
     """
 
     @property

@@ -8,7 +8,7 @@ from m3cli.errors import DoesNotFitError
 
 # llama.cpp rounds contexts up to this many cells.
 _CELLS = 256
-_MOST_ANSWER_TOKENS = 1024
+_MOST_ANSWER_TOKENS = 2048
 _ANSWER_SHARE = 4  # unless told, an answer takes at most a fourth of the window
 
 
@@ -42,7 +42,7 @@ class Window:
 def plan_window(context_length: int, ctx: int = 0, max_tokens: int = 0) -> Window:
     """Divide the model's `context_length`, or `ctx` of it if that is not 0.
 
-    `max_tokens` 0 reserves 1,024 tokens for the answer, or a fourth of a smaller window. Raises
+    `max_tokens` 0 reserves 2,048 tokens for the answer, or a fourth of a smaller window. Raises
     DoesNotFitError when more is asked for than the model was trained on.
     """
     if ctx > context_length:

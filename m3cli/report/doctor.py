@@ -28,7 +28,7 @@ def doctor_table(diagnosis: Diagnosis) -> Table:
     row("Python", diagnosis.python)
     facts = diagnosis.llama_cpp
     if facts is not None:
-        row("llama.cpp", f"llama-cpp-python {facts['version']}")
+        row("llama.cpp", facts["version"])
         row("CPU features", facts["system_info"])
         row("cores", facts["cores"])
         for device in facts["devices"]:

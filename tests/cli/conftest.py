@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+# The installed command, not `python -m`, which would put the current directory on the module path.
+M3 = str(Path(sysconfig.get_path("scripts")) / "m3")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -39,7 +41,7 @@ def m3(environ: dict[str, str], tmp_path: Path) -> Run:
     ) -> subprocess.CompletedProcess[str]:
         data = stdin.encode() if isinstance(stdin, str) else stdin
         done = subprocess.run(
-            [sys.executable, "-m", "m3cli", *arguments],
+            [M3, *arguments],
             input=data,
             capture_output=True,
             cwd=cwd or tmp_path,

@@ -1,0 +1,144 @@
+"""`m3 pack`: the same bytes everywhere, the right counts, nothing of its own eaten."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Run
+
+FILES = {
+    "README.md": "# Title\n\nText.\n",
+    "src/main.py": "def main():\n    print('hi')\n",
+    "src/Überlauf.py": "größe = 1\n",
+    "src/a/z.txt": "z\n",
+    "src/a-b/y.txt": "y\n",
+    "Z.txt": "upper\n",
+    "a.txt": "lower\n",
+    ".gitignore": "*.log\nbuild/\n",
+    "debug.log": "no\n",
+    "build/out.py": "no\n",
+}
+
+
+def make_tree(root: Path, seed: int) -> Path:
+    """The same files, made in another order."""
+    names = list(FILES)
+    random.Random(seed).shuffle(names)
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FILES[name], encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize("form", ["xml", "markdown", "json", "plain"])
+def test_a_tree_gives_the_same_bytes_everywhere(m3: Run, tmp_path: Path, form: str) -> None:
+    """Order of creation, directory, locale and the way of naming the tree change no byte."""
+    first = make_tree(tmp_path / "one" / "tree", 1)
+    second = make_tree(tmp_path / "two" / "other", 2)
+    outputs = {
+        m3("pack", str(first), "--format", form, LC_ALL="C").stdout,
+        m3("pack", ".", "--format", form, cwd=second, LC_ALL="C.UTF-8", PYTHONHASHSEED="7").stdout,
+        m3("pack", "two/other/", "--format", form, LANG="tr_TR.UTF-8", TZ="Asia/Tokyo").stdout,
+    }
+    assert len(outputs) == 1
+    packed = outputs.pop()
+    assert "größe" in packed
+    assert "debug.log" not in packed
+
+
+def test_files_stand_in_path_order(m3: Run, tmp_path: Path) -> None:
+    """Files are ordered by the components of their paths, by code point, not by locale."""
+    tree = make_tree(tmp_path / "tree", 3)
+    packed = json.loads(m3("pack", str(tree), "--format", "json").stdout)
+    assert [file["path"] for file in packed["files"]] == [
+        "README.md", "Z.txt", "a.txt", "src/a/z.txt", "src/a-b/y.txt", "src/main.py", "src/Überlauf.py",
+    ]  # fmt: skip
+    assert {file["path"]: file["text"] for file in packed["files"]}.items() <= FILES.items()
+
+
+def test_a_pack_does_not_eat_its_own_output(m3: Run, tmp_path: Path) -> None:
+    """Packing a tree into a file inside that tree twice gives the same file."""
+    tree = make_tree(tmp_path / "tree", 4)
+    sizes = []
+    for _ in range(2):
+        assert m3("pack", ".", "-o", "packed.xml", cwd=tree).returncode == 0
+        sizes.append((tree / "packed.xml").stat().st_size)
+    assert sizes[0] == sizes[1] > 0
+    assert (tree / "packed.xml").stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def test_a_budget_is_kept_and_reported(m3: Run, tmp_path: Path) -> None:
+    """Over the budget, what matches the query stays, and what is left out is counted and listed."""
+    for i in range(20):
+        (tmp_path / f"f{i}.py").write_text(f"def helper_{i}():\n    return {i}\n" * 20)
+    (tmp_path / "auth.py").write_text("def check_password(user):\n    return True\n")
+    done = m3("pack", ".", "--budget", "600", "--query", "password check", "--verbose")
+    assert done.returncode == 0
+    assert "check_password" in done.stdout
+    tokens = int(re.search(r": ([\d,]+) tokens", done.stderr)[1].replace(",", ""))
+    assert 0 < tokens <= 600
+    assert re.search(r"left out \d+ chunks over the budget", done.stderr)
+    assert "left out f19.py:" in done.stderr
+
+    small = m3("pack", ".", "--budget", "10")
+    assert small.returncode == 3
+    assert "There is room for 10 tokens" in small.stderr
+
+
+def test_the_token_tree_adds_up(m3: Run, tmp_path: Path) -> None:
+    """--tree shows tokens by directory on stderr, largest first."""
+    make_tree(tmp_path / "tree", 5)
+    done = m3("pack", "tree", "--tree")
+    tree = [line for line in done.stderr.splitlines() if "──" in line or line.startswith("tokens")]
+    counts = {line.strip("│├└─ ").split("  ")[0]: int(line.split("  ")[-1].replace(",", "")) for line in tree}
+    assert counts["src/"] == sum(counts[name] for name in ("a/", "a-b/", "main.py", "Überlauf.py"))
+    assert counts["tokens"] == counts["src/"] + sum(counts[n] for n in ("README.md", "Z.txt", "a.txt"))
+
+
+def test_skips_are_counted_and_listed(m3: Run, tmp_path: Path) -> None:
+    """Every file that is not in the pack is counted by reason, and listed with --verbose."""
+    tree = make_tree(tmp_path / "tree", 6)
+    (tree / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (tree / "package-lock.json").write_text("{}\n")
+    (tree / "huge.txt").write_text("x" * 3000)
+    done = m3("pack", "tree", "--verbose", "--max-file-size", "2000")
+    for name in ("image.png", "package-lock.json", "huge.txt", "debug.log", "build/", ".gitignore"):
+        assert f"skipped {name}: " in done.stderr
+    everything = m3("pack", "tree", "--no-ignore", "--hidden", "--max-file-size", "5000")
+    assert "debug.log" in everything.stdout
+    assert "build/out.py" in everything.stdout
+    assert 'path=".gitignore"' in everything.stdout
+
+
+def test_a_closed_pipe_is_no_error(m3: Run, tmp_path: Path, environ: dict[str, str]) -> None:
+    """`m3 pack . | head -1` ends quietly."""
+    import subprocess
+
+    from tests.cli.conftest import M3
+
+    (tmp_path / "big.txt").write_text("line\n" * 200_000)
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [M3, "pack", "big.txt", "--format", "plain", "--quiet"],
+        stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environ,
+    )  # fmt: skip
+    os.close(write)
+    assert os.read(read, 4) == b"==> "
+    os.close(read)
+    _, stderr = process.communicate(timeout=60)
+    assert stderr == ""
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
