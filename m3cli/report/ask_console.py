@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled
 from m3cli.report.text import amount, printable, skip_lines, skip_summary
-from m3cli.tasks.ask import Answer, Packed, Text
+from m3cli.tasks.ask import UNCITED, Answer, Packed, Text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -123,6 +123,8 @@ class AskConsole:
             f"read {answer.packed.prompt_tokens:,} tokens in {times.prefill:.1f} s, "
             f"wrote {answer.generated_tokens:,} in {times.decode:.1f} s"
         )
+        if UNCITED in answer.warnings:
+            self.note(f"note: {UNCITED}")
         if answer.finish_reason == "length":
             self.note(
                 f"note: the answer was cut at {answer.generated_tokens:,} tokens; --max-tokens allows more"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # `path:12`, `path:12-18`, `path:L12-L18`, `path#L12-L18`, `path, lines 12-18`, `path (line 12)`
 _LINES = re.compile(
-    r"""(?: (?::|\#)L? | `?[ ]*,?[ ]*[(\[]?lines?[ ]+ )
+    r"""(?: (?::|\#)L? | `?[ ]*,?[ ]*[(\[]?lines?:?[ ]+ )
         (?P<start>[0-9]{1,9}) (?: [ ]?(?:-|–|—|to|\.\.)[ ]?L?(?P<end>[0-9]{1,9}) )? (?![0-9]|\.[0-9])""",
     re.VERBOSE,
 )

@@ -13,7 +13,7 @@ from m3cli.engine.fake import FakeEngine
 from m3cli.errors import CorpusError, DoesNotFitError, UsageError
 from m3cli.model.catalog import resolve
 from m3cli.report.ask_json import ask_object, ask_schema
-from m3cli.tasks.ask import Answer, AskEvent, AskRequest, Packed, Text, ask
+from m3cli.tasks.ask import UNCITED, Answer, AskEvent, AskRequest, Packed, Text, ask
 from m3cli.tasks.model import open_model
 
 if TYPE_CHECKING:
@@ -126,7 +126,13 @@ def test_notes_about_the_corpus_become_warnings(tree: Path) -> None:
     events, _ = run(request(tree), "x")
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert notices
-    assert list(events[-1].warnings) == notices  # type: ignore[union-attr]
+    assert list(events[-1].warnings) == [*notices, UNCITED]  # type: ignore[union-attr]
+
+
+def test_an_answer_without_a_verified_citation_is_marked(tree: Path) -> None:
+    """Only a citation that was verified spares the answer its warning."""
+    answers = [run(request(tree), says)[0][-1] for says in ("Yes.", "Yes (gone.py:1).", "Yes (retry.py:1).")]
+    assert [UNCITED in answer.warnings for answer in answers] == [True, True, False]  # type: ignore[union-attr]
 
 
 def test_an_empty_tree_is_an_error(tmp_path: Path) -> None:

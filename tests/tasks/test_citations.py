@@ -32,6 +32,7 @@ def found(answer: str) -> list[tuple[str, int, int, bool]]:
         ("See `m3cli/errors.py:33`.", [("m3cli/errors.py", 33, 33, True)]),
         ("(m3cli/errors.py#L33-L40)", [("m3cli/errors.py", 33, 40, True)]),
         ("`m3cli/errors.py`, lines 3 to 5", [("m3cli/errors.py", 3, 5, True)]),
+        ("Source: m3cli/errors.py, line: 7", [("m3cli/errors.py", 7, 7, True)]),
         ("in m3cli/errors.py (line 7)", [("m3cli/errors.py", 7, 7, True)]),
         ("errors.py:33–40", [("m3cli/errors.py", 33, 40, True)]),
         ("./m3cli/errors.py:1", [("m3cli/errors.py", 1, 1, True)]),

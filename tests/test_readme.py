@@ -1,0 +1,95 @@
+"""The README: every command in it is run, every file it links to is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from m3cli.errors import ExitCode
+from m3cli.model.catalog import demo_model
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text("utf-8")
+COMMANDS = [
+    line.removeprefix("$ ").split("  #")[0].strip()
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ ") and not line.startswith(("$ bash scripts/", "$ export "))
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository with all that the commands name."""
+    place = tmp_path_factory.mktemp("workplace")
+    demo = demo_model()
+    assert demo
+    for path, text in {
+        "m3cli/errors.py": (REPOSITORY / "m3cli/errors.py").read_text("utf-8"),
+        "src/cache.py": "CACHE = {}\n",
+        "docs/plugins.md": "# Plugins\n\nPut a file into plugins/.\n",
+        "repo/net.py": "def retry(call):\n    return call()\n",
+    }.items():
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_text(text, "utf-8")
+    models = place / "home" / "models"
+    models.mkdir(parents=True)
+    for line in re.findall(r"~/models/([\w.-]+\.gguf)", README):
+        (models / line).unlink(missing_ok=True)
+        (models / line).symlink_to(demo.path)
+    (place / "model.gguf").symlink_to(demo.path)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for arguments in (
+        ["init", "-q"],
+        ["add", "src"],
+        ["commit", "-qm", "1"],
+        ["add", "docs"],
+        ["commit", "-qm", "2"],
+    ):
+        subprocess.run(
+            ["git", *identity, *arguments], cwd=place, check=True, env={**os.environ, "HOME": str(place)}
+        )
+    return place
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_works(command: str, workplace: Path) -> None:
+    """Each line with a prompt runs as it stands, in a small window and with a short answer."""
+    environ = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("M3_", "GIT_"))},
+        "HOME": str(workplace / "home"),
+        "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
+        "M3_CONFIG": str(workplace / "none.toml"),
+        "M3_CACHE_DIR": str(workplace / "home" / "cache"),
+        "M3_CTX": "640",
+        "M3_MAX_TOKENS": "8",
+    }
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=workplace,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode in (ExitCode.DONE, ExitCode.CAP_REACHED), done.stderr
+    assert done.stdout or "-o " in command or "/dev/null" in command
+
+
+def test_the_readme_has_commands() -> None:
+    """The pattern above still finds the commands."""
+    assert len(COMMANDS) >= 10
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link and picture is a file of the repository."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
