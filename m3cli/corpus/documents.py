@@ -129,7 +129,7 @@ def _read(source: Source, limit: int | None) -> bytes | Skip:
 def _unreadable(source: Source, reason: SkipReason, words: str, cause: Exception | None = None) -> Skip:
     if source.explicit:
         raise CorpusError(
-            f"{source.path} cannot be read: {words}.", "Check its permissions, or leave it out."
+            f"{source.file} cannot be read: {words}.", "Check its permissions, or leave it out."
         ) from cause
     return Skip(source.path, reason, words)
 

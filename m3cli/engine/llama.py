@@ -46,6 +46,8 @@ _THINK_TAGS = {
     *("◁think▷", "◁/think▷", "<|START_THINKING|>", "<|END_THINKING|>"),
 }
 
+_FIRST_BATCH = 32  # tokens
+
 _OUT_OF_MEMORY = re.compile(r"allocat|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE)
 
 _LOG_WARNING, _LOG_ERROR, _LOG_CONTINUED = 3, 4, 5  # enum ggml_log_level of ggml.h
@@ -249,14 +251,18 @@ class Model:
         tokens = array("i", request.tokens)
         self._check(tokens)
 
-        # 2. Prefill, one logical batch at a time; only the last token's logits are computed.
+        # 2. Prefill, one logical batch at a time; only the last token's logits are computed. The
+        #    first batch is small: if llama.cpp crashes on this CPU, it does so at once.
         lib.llama_memory_clear(self._memory, False)
         total = len(tokens)
         begin = time.monotonic()
         yield Prefilled(0, total, 0.0)
-        for start in range(0, total, self._n_batch):
-            self._decode(tokens, start, min(self._n_batch, total - start))
-            yield Prefilled(min(start + self._n_batch, total), total, time.monotonic() - begin)
+        done = 0
+        while done < total:
+            count = min(self._n_batch if done else _FIRST_BATCH, self._n_batch, total - done)
+            self._decode(tokens, done, count)
+            done += count
+            yield Prefilled(done, total, time.monotonic() - begin)
         prefill_seconds = time.monotonic() - begin
 
         # 3. Decode, one token at a time. The last one is sampled but needs no place in the cache.

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from m3cli.model.catalog import demo_model
-from tests.gguf_files import write_tiny_model
+from tests.gguf_files import LLAMA_KEYS, write_gguf
 
 if TYPE_CHECKING:
     import subprocess
@@ -97,7 +98,9 @@ def test_a_file_that_is_no_gguf(m3: Run, tree: Path, content: bytes) -> None:
 
 def test_an_unsupported_architecture(m3: Run, tree: Path) -> None:
     """A model that this llama.cpp does not know is named with its architecture."""
-    write_tiny_model(tree / "new.gguf", architecture="llama99")
+    keys = {key.replace("llama.", "llama99."): value for key, value in LLAMA_KEYS.items()}
+    tensors = {"token_embd.weight": np.zeros((8, 64), np.float32)}
+    write_gguf(tree / "new.gguf", keys, tensors, arch="llama99")
     check(m3("ask", "a.py", "What?", "--model", "new.gguf"), 3, "llama99")
 
 

@@ -6,12 +6,13 @@ import json
 import os
 import random
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cli.conftest import Run
 
 FILES = {

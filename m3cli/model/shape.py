@@ -1,0 +1,202 @@
+"""What a GGUF header says about a network: its size, its attention, its weights by class."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from m3cli.errors import ModelError
+from m3cli.model.ggml_types import FILE_TYPES, TENSOR_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from m3cli.model.header import Header, Tensor
+
+WeightClass = Literal["dense", "experts", "embeddings", "output"]
+
+_EXPERTS = re.compile(r"\bffn_\w+_exps\b")
+_EMBEDDINGS = re.compile(r"(?:token|position|per_layer_token)_embd\b|token_types\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Indexer:
+    """MiniMax-M3's sparse attention: per query, `top_k` blocks of `block_size` tokens are attended."""
+
+    head_count: int
+    key_length: int
+    top_k: int
+    block_size: int
+    local_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Facts of a model file; nothing here was measured by running it.
+
+    Sizes are in elements, `*_bytes` in bytes. `kv_heads` has one entry a layer, 0 for layers
+    without attention. `weight_bytes` is the tensor table summed by class: `experts` are the
+    routed experts, of which a token uses `experts_used` of `experts` a layer; `dense` is all that
+    every token uses. `output` is 0 when the output matrix is the embedding matrix. `sliding_window` and
+    `indexer` are None for models without; `parameters` counts the elements of all tensors.
+    """
+
+    name: str
+    architecture: str
+    file_type: str
+    parameters: int
+    file_bytes: int
+    layers: int
+    n_embd: int
+    heads: int
+    kv_heads: tuple[int, ...]
+    head_dim_k: int
+    head_dim_v: int
+    context_length: int
+    vocab_size: int
+    experts: int
+    experts_used: int
+    sliding_window: int | None
+    rope_freq_base: float | None
+    indexer: Indexer | None
+    license: str | None
+    has_chat_template: bool
+    tokenizer_model: str | None
+    tokenizer_pre: str | None
+    weight_bytes: dict[WeightClass, int]
+
+    @classmethod
+    def from_header(cls, header: Header) -> ModelShape:
+        """Collect the facts; key names are those of docs/gguf.md and llama.cpp's llama-arch.cpp.
+
+        Raises ModelError, naming the key, when one is absent that llama.cpp cannot do without, or
+        when it holds a value that no network can have.
+        """
+        arch = header.architecture
+        layers = _positive(header, f"{arch}.block_count", 1 << 16)
+        n_embd = _positive(header, f"{arch}.embedding_length")
+        heads = _largest(header, f"{arch}.attention.head_count") or 1
+        head_dim = n_embd // heads
+        return cls(
+            name=_name(header),
+            architecture=arch,
+            file_type=_file_type(header),
+            parameters=sum(tensor.elements for tensor in header.tensors),
+            file_bytes=header.file_bytes,
+            layers=layers,
+            n_embd=n_embd,
+            heads=heads,
+            kv_heads=_per_layer(header, f"{arch}.attention.head_count_kv", layers, default=heads),
+            head_dim_k=header.get_int(f"{arch}.attention.key_length") or head_dim,
+            head_dim_v=header.get_int(f"{arch}.attention.value_length") or head_dim,
+            context_length=_positive(header, f"{arch}.context_length"),
+            vocab_size=header.count("tokenizer.ggml.tokens") or header.get_int(f"{arch}.vocab_size") or 0,
+            experts=header.get_int(f"{arch}.expert_count") or 0,
+            experts_used=header.get_int(f"{arch}.expert_used_count") or 0,
+            sliding_window=header.get_int(f"{arch}.attention.sliding_window") or None,
+            rope_freq_base=header.get_float(f"{arch}.rope.freq_base"),
+            indexer=_indexer(header, arch),
+            license=_license(header),
+            has_chat_template="tokenizer.chat_template" in header.fields,
+            tokenizer_model=header.get_str("tokenizer.ggml.model"),
+            tokenizer_pre=header.get_str("tokenizer.ggml.pre"),
+            weight_bytes=_weight_bytes(header.tensors),
+        )
+
+    def kv_bytes_per_token(self, type_k: str = "f16", type_v: str = "f16") -> int:
+        """Estimate the bytes that one token takes in the KV cache of all layers.
+
+        Exact for plain attention (layers * KV heads * (key + value dimensions), in whole quantized
+        blocks); too much for sliding windows and latent attention, too little for models that
+        cache more than K and V, such as an indexer's keys. llama.cpp's dry run knows exactly.
+        Raises ValueError for a cache type that ggml does not have.
+        """
+        key, value = _row_bytes(type_k), _row_bytes(type_v)
+        return sum(key(heads * self.head_dim_k) + value(heads * self.head_dim_v) for heads in self.kv_heads)
+
+
+def _row_bytes(name: str) -> Callable[[int], int]:
+    for kind in TENSOR_TYPES.values():
+        if kind.name.lower() == name.lower():
+            return lambda elements: -(-elements // kind.block) * kind.nbytes
+    raise ValueError(f"ggml has no type {name!r}.")
+
+
+def _positive(header: Header, key: str, limit: int = 1 << 31) -> int:
+    value = header.require_int(key)
+    if not 0 < value < limit:
+        raise ModelError(
+            f"The key {key} of {header.path} is {value}, which no model can have.",
+            "Choose another file of this model.",
+        )
+    return value
+
+
+def _numbers(header: Header, key: str) -> tuple[int, ...]:
+    """Read a key that holds one integer or, for models whose layers differ, one for each layer."""
+    if isinstance(header.fields.get(key), int | None):
+        value = header.get_int(key)
+        return () if value is None else (value,)
+    return tuple(int(n) for n in header.array(key) or ())
+
+
+def _largest(header: Header, key: str) -> int:
+    return max(_numbers(header, key), default=0)
+
+
+def _per_layer(header: Header, key: str, layers: int, default: int) -> tuple[int, ...]:
+    values = _numbers(header, key) or (default,)
+    if len(values) == 1:
+        return values * layers
+    if len(values) < layers:
+        raise ModelError(
+            f"The key {key} of {header.path} lists {len(values)} layers of {layers}.",
+            "Choose another file of this model.",
+        )
+    return values[:layers]
+
+
+def _indexer(header: Header, arch: str) -> Indexer | None:
+    prefix = f"{arch}.attention.indexer"
+    head_count = header.get_int(f"{prefix}.head_count")
+    block_size = header.get_int(f"{prefix}.block_size")
+    if not head_count or not block_size:
+        return None
+    return Indexer(
+        head_count=head_count,
+        key_length=header.require_int(f"{prefix}.key_length"),
+        top_k=header.require_int(f"{prefix}.top_k"),
+        block_size=block_size,
+        local_blocks=header.require_int(f"{prefix}.local_blocks"),
+    )
+
+
+def _name(header: Header) -> str:
+    return header.get_str("general.name") or header.get_str("general.basename") or header.path.stem
+
+
+def _file_type(header: Header) -> str:
+    number = header.get_int("general.file_type")
+    return "unknown" if number is None else FILE_TYPES.get(number, f"type {number}")
+
+
+def _license(header: Header) -> str | None:
+    short, name, link = (header.get_str(f"general.license{end}") for end in ("", ".name", ".link"))
+    best = name if short in (None, "other") and name else short
+    return " ".join(filter(None, (best, f"({link})" if link else None))) or None
+
+
+def _weight_bytes(tensors: Iterable[Tensor]) -> dict[WeightClass, int]:
+    result: dict[WeightClass, int] = {"dense": 0, "experts": 0, "embeddings": 0, "output": 0}
+    for tensor in tensors:
+        result[_weight_class(tensor.name)] += tensor.nbytes
+    return result
+
+
+def _weight_class(name: str) -> WeightClass:
+    if _EXPERTS.search(name):
+        return "experts"
+    if _EMBEDDINGS.match(name):
+        return "embeddings"
+    return "output" if name.startswith("output.") else "dense"
