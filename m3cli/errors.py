@@ -7,11 +7,10 @@
     │   ├── ModelError               a file that is no usable model
     │   ├── DoesNotFitError          the prompt is larger than the context it has to fit
     │   └── MachineError             not enough memory or disk, a library that does not load
-    ├── EngineCrashError        70   the worker process died: native crash, out of memory, killed
-    └── CancelledError         130   the user interrupted
+    └── EngineCrashError        70   the worker process died: native crash, out of memory, killed
 
-The other exit codes carry a result and are not errors: 0 done, 1 findings or below the bar,
-4 a time or token cap was reached.
+The other exit codes are not errors: 0 done, 1 findings or below the bar, 4 a time or token cap was
+reached, 130 interrupted.
 
 An error is two sentences: what happened and where, then what to do about it.
 """
@@ -82,9 +81,3 @@ class EngineCrashError(M3Error):
     """The worker process that runs the model died."""
 
     exit_code = ExitCode.INTERNAL
-
-
-class CancelledError(M3Error):
-    """The user interrupted; what could be saved was saved."""
-
-    exit_code = ExitCode.INTERRUPTED

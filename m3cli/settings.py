@@ -14,6 +14,7 @@ else may have written, so it may only say what to pack, never which model to loa
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -70,6 +71,20 @@ class Settings:
         ]
 
 
+_LARGEST_FILE = 1_000_000  # bytes; a settings file is a few lines
+# Smallest and largest value of each number; ggml takes at most 512 threads.
+_RANGES: dict[str, tuple[float, float]] = {
+    "ctx": (0, 2**31 - 1),
+    "max_tokens": (0, 2**31 - 1),
+    "threads": (0, 512),
+    "gpu_layers": (-1, 2**31 - 1),
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "seed": (0, 2**32 - 2),
+    "max_file_size": (1, 2**63 - 1),
+}
 _PROJECT_MAY_SET = frozenset({"include", "exclude", "hidden", "max_file_size"})
 _CHOICES = {
     name: get_args(hint) for name, hint in get_type_hints(Settings).items() if get_origin(hint) is Literal
@@ -97,9 +112,9 @@ def load_settings(
             origins[name] = origin(name)
 
     user = user_file(environ)
-    layer(_read_toml(user), lambda _: str(user))
+    layer(_read_toml(user, follow=True), lambda _: str(user))
     project = (cwd or Path.cwd()) / PROJECT_FILE
-    from_project = _read_toml(project)
+    from_project = _read_toml(project, follow=False)
     for name in from_project.keys() - _PROJECT_MAY_SET:
         raise UsageError(
             f"{project} sets '{name}', which a project file may not.",
@@ -135,17 +150,20 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
     return platformdirs.user_cache_path("m3")
 
 
-def _read_toml(path: Path) -> dict[str, object]:
+def _read_toml(path: Path, *, follow: bool) -> dict[str, object]:
+    """Read a settings file, empty if there is none. A stranger's file is not followed if it is a link."""
     try:
-        with path.open("rb") as file:
-            values: dict[str, object] = tomllib.load(file)
-            return values
-    except FileNotFoundError:
+        status = path.stat() if follow else path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_FILE:
+            raise UsageError(f"{path} is no settings file: not a small regular file.", "Remove or rename it.")
+        values: dict[str, object] = tomllib.loads(path.read_bytes()[:_LARGEST_FILE].decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.", "Repair or remove the file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UsageError(f"{path} is not valid TOML: {error}.", "Repair or remove the file.") from error
+    return values
 
 
 def _parsed(name: str, text: str) -> object:
@@ -166,6 +184,8 @@ def _checked(name: str, value: object, origin: str) -> object:
         known = ", ".join(f.name for f in fields(Settings) if f.name != "origins")
         raise UsageError(f"{origin} sets '{name}', which m3 does not know.", f"Settings are: {known}.")
     default = Settings.__dataclass_fields__[name].default
+    if name == "gpu_layers" and isinstance(value, str):  # `auto`, or a flag's digits
+        value = -1 if value == "auto" else int(value) if value.isdecimal() and len(value) < 10 else value
     if (
         isinstance(value, (list, tuple))
         and isinstance(default, tuple)
@@ -173,7 +193,7 @@ def _checked(name: str, value: object, origin: str) -> object:
     ):
         return tuple(value)
     if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float):
-        return float(value)
+        value = float(value)
     if name == "models":
         right = isinstance(value, Mapping) and all(isinstance(v, str) for v in value.values())
     elif name == "model":
@@ -185,4 +205,8 @@ def _checked(name: str, value: object, origin: str) -> object:
         raise UsageError(f"{origin} sets '{name}' to {value!r}.", f"The value must be {wanted}.")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise UsageError(f"{origin} sets '{name}' to {value!r}.", f"Choose {', '.join(_CHOICES[name])}.")
+    if isinstance(value, (int, float)) and name in _RANGES:
+        low, high = _RANGES[name]
+        if not low <= value <= high:  # also not a number
+            raise UsageError(f"{origin} sets '{name}' to {value!r}.", f"The value must be {low} to {high}.")
     return value

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from m3cli.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -115,7 +117,9 @@ def stdout_console() -> Console:
 
 
 def read_stdin() -> bytes:
-    """All of standard input."""
+    """All of standard input. Raises UsageError when it is closed."""
+    if sys.stdin is None:
+        raise UsageError("Standard input is closed.", "Pipe or redirect something into m3.")
     return sys.stdin.buffer.read()
 
 
@@ -132,7 +136,6 @@ def corpus_request(
     from m3cli.corpus.corpus import CorpusRequest
     from m3cli.corpus.documents import DocumentLimits
     from m3cli.corpus.sources import WalkOptions, read_path_list
-    from m3cli.errors import UsageError
 
     if files_from is not None:
         if files_from == "-" and "-" in paths:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m3cli.cli import options
-from m3cli.errors import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +84,7 @@ def pack(
 
     Example:  m3 pack ./repo --budget 100000 --query "retry logic" -o repo.xml
     """
-    from m3cli.report.output import write_stdout
+    from m3cli.report.output import write_file, write_stdout
     from m3cli.report.pack_console import show_pack
     from m3cli.settings import load_settings
     from m3cli.tasks.pack import PackRequest
@@ -105,44 +102,26 @@ def pack(
     corpus = options.corpus_request(
         paths or [], settings, files_from=files_from, null=null, no_ignore=no_ignore, output=output
     )
-    with _tokenizer(settings) as tokenizer:
-        result = run(PackRequest(corpus, format.value, budget, query, tokenizer), stdin=options.read_stdin)
+    with _tokenizer(settings) as (tokenizer, name):
+        request = PackRequest(corpus, format.value, budget, query, tokenizer, name)
+        result = run(request, stdin=options.read_stdin)
     data = result.text.encode("utf-8", "replace")
     if output is None:
         write_stdout(data)
     else:
-        _write(output, data)
+        write_file(output, data)
     if not quiet:
         show_pack(result, tree=tree, verbose=verbose)
 
 
 @contextmanager
-def _tokenizer(settings: Settings) -> Iterator[Tokenizer | None]:
-    """The tokenizer of the model that is set up; None if there is none, not even the demo model."""
+def _tokenizer(settings: Settings) -> Iterator[tuple[Tokenizer | None, str]]:
+    """The tokenizer and name of the model that is set up; None without even the demo model."""
     from m3cli.model.catalog import demo_model, resolve
     from m3cli.tasks.model import open_model
 
     if settings.model is None and demo_model() is None:
-        yield None
+        yield None, ""
         return
     with open_model(resolve(settings.model, settings.models)) as opened:
-        yield opened.tokenizer
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step: a full disk or a kill leaves the old file whole."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise MachineError(
-            f"{path} cannot be written: {error.strerror}.", "Choose another place with --output."
-        ) from error
+        yield opened.tokenizer, "the demo model" if opened.ref.origin == "demo" else opened.ref.name

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from m3cli.corpus.types import Document
 
 TARGET_TOKENS = 512
-# UTF-8 bytes a token of source code or prose takes at least, in every vocabulary m3 knows: the
-# corpus knows nothing of models, so the target is kept in bytes.
+# UTF-8 bytes that a token of source code or prose takes, about: the corpus knows nothing of models, so
+# the target is kept in bytes. (Tables of numbers take more tokens.)
 BYTES_PER_TOKEN = 4
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")

@@ -39,6 +39,7 @@ _MINIFIABLE = frozenset(
 _MINIFIED_SIZE = 5_000  # characters; a short file on one line costs nothing
 _MINIFIED_LINE = 500  # characters a line on average; written code has 20 to 60
 
+_HEAD_BYTES = 8192
 _HEAD_LINES = 20
 _HEAD_CHARACTERS = 2_000
 _COMMENT = re.compile(
@@ -117,6 +118,11 @@ def _read(source: Source, limit: int | None) -> bytes | Skip:
                 return _unreadable(source, SkipReason.SPECIAL, "not a regular file")
             if limit is not None and status.st_size > limit:
                 return _too_large(source, status.st_size, limit)
+            if limit is None:  # a disk image should not fill the memory before it is seen to be binary
+                first, kind = decode(file.read(_HEAD_BYTES))
+                if first is SkipReason.BINARY:
+                    return Skip(source.path, first, kind)
+                file.seek(0)
             data = file.read() if limit is None else file.read(limit + 1)
     except (OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) else None

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 IGNORE_FILE_LIMIT = 5_000_000  # bytes
 
+# Patterns in one expression. The cost of `re` grows with the square of its groups.
+_JOINED = 50
+
 _BOM = b"\xef\xbb\xbf"
 _STAR = b"[^/]*"
 _PRINTABLE = range(0x20, 0x7F)
@@ -97,7 +100,7 @@ class IgnoreRules:
         self._flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
         self._patterns = [Pattern.parse(line) for line in lines]
         # By is_directory: the expressions for names and for paths, made when first needed.
-        self._expressions: dict[bool, tuple[re.Pattern[bytes] | None, re.Pattern[bytes] | None]] = {}
+        self._expressions: dict[bool, tuple[list[re.Pattern[bytes]], list[re.Pattern[bytes]]]] = {}
 
     def match(self, path: bytes, name: bytes, is_directory: bool) -> Pattern | None:
         """Return the last pattern that matches `path`, whose last component is `name`."""
@@ -107,14 +110,18 @@ class IgnoreRules:
             self._expressions[is_directory] = expressions
         names, paths = expressions
         found = -1
-        if names is not None and (hit := names.match(name)):
-            found = _index(hit)
-        if paths is not None and (hit := paths.match(path, self.base)):
-            found = max(found, _index(hit))
+        for expression in names:
+            if hit := expression.match(name):
+                found = _index(hit)
+                break
+        for expression in paths:
+            if hit := expression.match(path, self.base):
+                found = max(found, _index(hit))
+                break
         return self._patterns[found] if found >= 0 else None
 
-    def _join(self, is_directory: bool, names_only: bool) -> re.Pattern[bytes] | None:
-        """One expression for all patterns of a kind; its last group is named after the pattern."""
+    def _join(self, is_directory: bool, names_only: bool) -> list[re.Pattern[bytes]]:
+        """Expressions for all patterns of a kind; the group that closes last names the pattern."""
         alternatives = []
         group_numbers = count()
         for index in range(len(self._patterns) - 1, -1, -1):
@@ -123,9 +130,10 @@ class IgnoreRules:
                 continue
             if expression := _translate(pattern.glob, group_numbers):
                 alternatives.append(b"(?P<p%d>%s)" % (index, expression))
-        if not alternatives:
-            return None
-        return re.compile(rb"(?:%s)\Z" % b"|".join(alternatives), self._flags)
+        return [
+            re.compile(rb"(?:%s)\Z" % b"|".join(alternatives[i : i + _JOINED]), self._flags)
+            for i in range(0, len(alternatives), _JOINED)
+        ]
 
 
 def _index(hit: re.Match[bytes]) -> int:

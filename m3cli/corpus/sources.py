@@ -178,6 +178,8 @@ def _resolve(typed: str, cwd: Path) -> _Argument:
         raise CorpusError(
             f"{shown} cannot be read: {describe(error)}.", "Check its permissions and those of its directory."
         ) from error
+    if b".git" in real.lower().split(b"/"):
+        raise UsageError(f"{shown} is git's own data, which m3 never reads.", "Name the work tree.")
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise CorpusError(
             f"{shown} is neither a file nor a directory.",
@@ -197,11 +199,12 @@ def _labelled(arguments: list[_Argument], cwd: Path) -> list[_Argument]:
         if os.path.join(place, "").startswith(here):
             inside[argument.real] = place[len(here) :]
     used = set(inside.values())
+    numbers: dict[str, int] = {}
     labelled = []
     for argument in arguments:
         label = inside.get(argument.real)
         if label is None:
-            label = _unused(os.path.basename(os.path.normpath(argument.file)), used)
+            label = _unused(os.path.basename(os.path.normpath(argument.file)), used, numbers)
             used.add(label)
         labelled.append(replace(argument, label=label))
     return labelled
@@ -209,21 +212,26 @@ def _labelled(arguments: list[_Argument], cwd: Path) -> list[_Argument]:
 
 def _named_uniquely(found: list[_Found]) -> tuple[Source, ...]:
     used: set[str] = set()
+    numbers: dict[str, int] = {}
     sources = []
     for item in sorted(found, key=lambda item: item.path.split(b"/")):
-        path = _unused(printable(os.fsdecode(item.path)), used)
+        path = _unused(printable(os.fsdecode(item.path)), used, numbers)
         used.add(path)
         sources.append(Source(path, item.file, item.data, item.explicit))
     return tuple(sources)
 
 
-def _unused(path: str, used: set[str]) -> str:
-    """Return `path`, or with `~2`, `~3`, … before its extension if that is taken."""
+def _unused(path: str, used: set[str], numbers: dict[str, int]) -> str:
+    """Return `path`, or with `~2`, `~3`, … before its extension if that is taken.
+
+    `numbers` remembers the last number that each path was given.
+    """
     if path not in used:
         return path
     stem, extension = os.path.splitext(path)
-    number, candidate = 1, path
+    number, candidate = numbers.get(path, 1), path
     while candidate in used:
         number += 1
         candidate = f"{stem}~{number}{extension}"
+    numbers[path] = number
     return candidate

@@ -11,6 +11,19 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+# What opens and closes a model's reasoning, by family. Engines show these tokens, although they are
+# control tokens in most vocabularies: whoever reads the answer has to see where the reasoning ends.
+THINK_TAGS = {
+    "<think>": "</think>",
+    "<mm:think>": "</mm:think>",
+    "<thinking>": "</thinking>",
+    "<seed:think>": "</seed:think>",
+    "<reasoning>": "</reasoning>",
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+}
+
 KVType = Literal["f16", "q8_0", "q4_0"]
 
 

@@ -17,7 +17,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3cli.engine.events import Finished, Loaded, LoadProgress, Prefilled, Token
+from m3cli.engine.events import THINK_TAGS, Finished, Loaded, LoadProgress, Prefilled, Token
 from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError, UsageError
 
 try:
@@ -38,13 +38,7 @@ if TYPE_CHECKING:
 
 _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
 
-# Control tokens that are shown although llama.cpp hides control tokens: whoever reads the answer
-# has to see where the reasoning ends.
-_THINK_TAGS = {
-    *("<think>", "</think>", "<mm:think>", "</mm:think>", "<seed:think>", "</seed:think>"),
-    *("<thinking>", "</thinking>", "<reasoning>", "</reasoning>", "[THINK]", "[/THINK]"),
-    *("◁think▷", "◁/think▷", "<|START_THINKING|>", "<|END_THINKING|>"),
-}
+_SHOWN = {*THINK_TAGS, *THINK_TAGS.values()}
 
 _FIRST_BATCH = 32  # tokens
 
@@ -318,7 +312,7 @@ class Model:
 
     def _piece(self, token: int) -> bytes:
         text = lib.llama_vocab_get_text(self._vocab, token)
-        shown = text.decode("utf-8", "replace") in _THINK_TAGS
+        shown = text.decode("utf-8", "replace") in _SHOWN
         buffer = ctypes.create_string_buffer(max(64, len(text)))
         size = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, shown)
         return buffer.raw[: max(size, 0)]

@@ -103,11 +103,17 @@ class WorkerProcess:
     """One running worker. Ends with `close`, with its owner, and with this process at the latest."""
 
     def __init__(self, command: Sequence[str] | None = None) -> None:
+        try:
+            self._output = tempfile.TemporaryFile()  # noqa: SIM115 — closed by _end
+        except OSError as error:
+            raise MachineError(
+                f"The model process needs a temporary file, which cannot be made: {error}.",
+                "Make room, or point TMPDIR at a directory that can be written.",
+            ) from error
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
         # Linux would kill the worker with the thread that started it: right for the main thread only.
         die_with_parent = threading.current_thread() is threading.main_thread()
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 — closed by _end
         self._requests = os.fdopen(request_write, "wb")
         self._replies = os.fdopen(reply_read, "rb")
         try:

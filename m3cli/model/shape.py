@@ -138,7 +138,13 @@ def _numbers(header: Header, key: str) -> tuple[int, ...]:
     if isinstance(header.fields.get(key), int | None):
         value = header.get_int(key)
         return () if value is None else (value,)
-    return tuple(int(n) for n in header.array(key) or ())
+    values = header.array(key) or ()
+    if not all(isinstance(value, int) and 0 <= value < 1 << 31 for value in values):
+        raise ModelError(
+            f"The key {key} of {header.path} holds something other than counts.",
+            "Choose another file of this model.",
+        )
+    return tuple(map(int, values))
 
 
 def _largest(header: Header, key: str) -> int:

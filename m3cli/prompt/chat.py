@@ -81,17 +81,27 @@ class ChatTemplate:
 
     def _run(self, messages: list[dict[str, str]], variables: Mapping[str, object]) -> str:
         import jinja2
+        import jinja2.ext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)
 
-        def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-            return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+        def tojson(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
+            return json.dumps(value, ensure_ascii=ensure_ascii, **layout)
 
-        # The settings that Hugging Face's apply_chat_template renders with.
+        class Generation(jinja2.ext.Extension):
+            """`{% generation %}…{% endgeneration %}`, which marks training text: the text alone."""
+
+            tags = {"generation"}  # noqa: RUF012 - jinja2's way to name them
+
+            def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+        # The settings and extensions that Hugging Face's apply_chat_template renders with.
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
         )
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
@@ -100,14 +110,7 @@ class ChatTemplate:
             return environment.from_string(self.source).render(
                 messages=messages, add_generation_prompt=True, **{**self._tokens, **variables}
             )
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            RecursionError,
-        ) as error:
+        except Exception as error:
             raise ModelError(
                 f"The model's chat template fails: {error}.",
                 "Use a GGUF of this model with its published chat template.",

@@ -58,7 +58,8 @@ class MarkdownLayout:
 
     def tree(self, text: str) -> str:
         """A fenced block."""
-        return f"## Files\n\n```\n{text}```\n\n"
+        fence = _fence(text)
+        return f"## Files\n\n{fence}\n{text}{fence}\n\n"
 
     def header(self, span: Span) -> str:
         """A heading with the path, and the opening fence with the file's suffix as language."""
@@ -67,7 +68,7 @@ class MarkdownLayout:
         language = name.rsplit(".", 1)[-1] if "." in name[1:] else ""
         if not re.fullmatch(r"[A-Za-z0-9+#_-]{1,15}", language):
             language = ""
-        return f"## {_inline_code(span.path)}{lines}\n\n{self._fence(span)}{language}\n"
+        return f"## {_inline_code(span.path)}{lines}\n\n{_fence(_text(span))}{language}\n"
 
     def body(self, chunk: Chunk) -> str:
         """The text as it is."""
@@ -76,11 +77,7 @@ class MarkdownLayout:
     def footer(self, span: Span) -> str:
         """The closing fence on a line of its own."""
         newline = "" if span.chunks[-1].text.endswith("\n") else "\n"
-        return f"{newline}{self._fence(span)}\n"
-
-    def _fence(self, span: Span) -> str:
-        text = "".join(chunk.text for chunk in span.chunks)
-        return "`" * max([2, *map(len, _BACKTICKS.findall(text))]) + "`"
+        return f"{newline}{_fence(_text(span))}\n"
 
 
 class JsonLayout:
@@ -124,7 +121,7 @@ class PlainLayout:
 
     def header(self, span: Span) -> str:
         """Path, first line, and how many lines follow."""
-        text = "".join(chunk.text for chunk in span.chunks)
+        text = _text(span)
         count = text.count("\n") + (not text.endswith("\n"))
         return f"==> {span.path}:{span.start_line} ({count} lines follow) <==\n"
 
@@ -143,6 +140,15 @@ FORMATS: dict[str, Layout] = {
     "json": JsonLayout(),
     "plain": PlainLayout(),
 }
+
+
+def _text(span: Span) -> str:
+    return "".join(chunk.text for chunk in span.chunks)
+
+
+def _fence(text: str) -> str:
+    """Backticks that no line of `text` can close."""
+    return "`" * max([2, *map(len, _BACKTICKS.findall(text))]) + "`"
 
 
 def _inline_code(text: str) -> str:

@@ -70,7 +70,7 @@ class PromptLayout:
     """Tagged files with every line numbered, so that a model can cite `path:12-18`.
 
     The number in front of each line also keeps content apart from tags: a line of a file can
-    spell `</file>`, but never at the start of a line.
+    spell `</file>`, but never at the start of a line. (A line ends at a line feed, as in editors.)
     """
 
     opening = ""
@@ -79,7 +79,7 @@ class PromptLayout:
 
     def tree(self, text: str) -> str:
         """All files of the corpus, those left out included."""
-        return f"<tree>\n{text}</tree>\n"
+        return f"<tree>\n{attribute(text)}</tree>\n"
 
     def header(self, span: Span) -> str:
         """An opening tag with path, and lines where the span is only a part."""

@@ -104,24 +104,21 @@ class _Packer:
         tree = compact_tree(paths, lambda text: self._tree_fits(text, tree_budget))
         # 2. chunks by relevance, each at the price that it has on its own
         order = rank(self.chunks, question) if question else self._breadth_first()
-        frames = self._frames()
-        room = budget - self._overhead(tree)
-        taken: list[int] = []
-        for i in order:
-            price = self.body_tokens[i] + frames[i]
-            if price <= room:
-                taken.append(i)
-                room -= price
+        prices = [body + frame for body, frame in zip(self.body_tokens, self._frames(), strict=True)]
+        taken = _fill(order, prices, budget - self._overhead(tree))
+        if not taken and tree:
+            tree = ""
+            taken = _fill(order, prices, budget - self._overhead(tree))
         # 3. neighbours share a frame, which nearly always saves tokens: check all the same
         pack = self._pack("select", sorted(taken), tree)
         while taken and pack.tokens > budget:
             taken.pop()
             pack = self._pack("select", sorted(taken), tree)
         if not taken:
-            smallest = min(map(sum, zip(self.body_tokens, frames, strict=True)))
+            smallest = min(prices) + self._overhead("")
             raise DoesNotFitError(
                 f"There is room for {budget:,} tokens of context; the smallest excerpt takes {smallest:,}.",
-                "Use a larger context (--ctx), a shorter answer (--max-tokens), or another model.",
+                "Make more room (--ctx, --max-tokens or --budget), or use a model with a larger context.",
             )
         return pack
 
@@ -185,3 +182,13 @@ class _Packer:
             depth.append(seen.get(chunk.path, 0))
             seen[chunk.path] = depth[-1] + 1
         return sorted(range(len(self.chunks)), key=lambda i: (depth[i], i))
+
+
+def _fill(order: Sequence[int], prices: Sequence[int], room: int) -> list[int]:
+    """Take from `order` whatever still fits into `room`."""
+    taken = []
+    for i in order:
+        if prices[i] <= room:
+            taken.append(i)
+            room -= prices[i]
+    return taken

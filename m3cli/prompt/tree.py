@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+_DEEPEST = 64
+
 
 def compact_tree(paths: Sequence[str], fits: Callable[[str], bool]) -> str:
     """The deepest tree of `paths` that `fits`, or the empty string if none does.
@@ -14,7 +16,7 @@ def compact_tree(paths: Sequence[str], fits: Callable[[str], bool]) -> str:
     One entry a line, indented by a space a level. Directories below the depth shown are one
     entry with the number of files in them: `tests/ (41 files)`.
     """
-    deepest = max((path.count("/") for path in paths), default=0)
+    deepest = min(max((path.count("/") for path in paths), default=0), _DEEPEST)
     for depth in range(deepest + 1, 0, -1):
         text = "".join(f"{line}\n" for line in _lines([path.split("/") for path in paths], depth))
         if fits(text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled
-from m3cli.report.text import amount, printable, skip_lines, skip_summary
+from m3cli.report.text import amount, duration, printable, skip_lines, skip_summary, stderr_console
 from m3cli.tasks.ask import UNCITED, Answer, Packed, Text
 
 if TYPE_CHECKING:
@@ -26,13 +26,11 @@ class AskConsole:
         verbose: bool = False,
         show_thinking: bool = False,
     ) -> None:
-        from rich.console import Console
-
         self._answer_to = answer_to
         self._quiet = quiet
         self._verbose = verbose
         self._show_thinking = show_thinking
-        self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._stderr = stderr_console()
         self._progress: Progress | None = None
         self._answering = False
         self._thinking = False
@@ -89,8 +87,12 @@ class AskConsole:
                 self.note(f"  left out {chunk.path}:{chunk.start_line}-{chunk.end_line}: over the budget")
 
     def _prefilled(self, event: Prefilled) -> None:
-        rate = event.done / event.seconds if event.seconds > 0 else 0.0
-        self._advance("reading", event.done, event.total, f"{rate:,.0f} tokens/s")
+        # Not rich's own estimate: it forgets what is older than 30 seconds, less than a batch may take.
+        detail = ""
+        if event.done and event.seconds > 0:
+            rate = event.done / event.seconds
+            detail = f"{rate:,.0f} tokens/s, {duration((event.total - event.done) / rate)} left"
+        self._advance("reading", event.done, event.total, detail)
         if event.done >= event.total:
             self._end_progress()
 
@@ -134,14 +136,13 @@ class AskConsole:
         if self._quiet or not self._stderr.is_terminal:
             return
         if self._progress is None:
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[detail]}"),
-                TimeRemainingColumn(),
                 console=self._stderr,
                 transient=True,
             )

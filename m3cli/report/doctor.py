@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from m3cli.report.text import size
+from m3cli.report.text import printable, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +22,7 @@ def doctor_table(diagnosis: Diagnosis) -> Table:
     table.add_column(overflow="fold")
 
     def row(name: str, value: object, style: str = "") -> None:
-        table.add_row(name, Text(str(value), style=style))
+        table.add_row(name, Text(printable(str(value)), style=style))
 
     row("m3", diagnosis.m3)
     row("Python", diagnosis.python)

@@ -94,5 +94,10 @@ def model_list_table(models: Sequence[ModelRef]) -> Table:
     table = Table("name", "from", "size", "file", box=None, padding=(0, 2, 0, 0))
     for ref in models:
         bytes_there = size(ref.path.stat().st_size) if ref.path.is_file() else "missing"
-        table.add_row(Text(ref.name), ref.origin, bytes_there, Text(str(ref.path), overflow="fold"))
+        table.add_row(
+            Text(printable(ref.name)),
+            ref.origin,
+            bytes_there,
+            Text(printable(str(ref.path)), overflow="fold"),
+        )
     return table

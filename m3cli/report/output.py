@@ -1,9 +1,14 @@
-"""Results on their way to standard output."""
+"""Results on their way to standard output or into a file."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
+from pathlib import Path
+
+from m3cli.errors import MachineError
 
 
 def write_stdout(data: bytes) -> None:
@@ -16,3 +21,36 @@ def write_stdout(data: bytes) -> None:
 def write_json(value: object) -> None:
     """Write one JSON document in UTF-8 with a final newline; half surrogate pairs become `?`."""
     write_stdout((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "replace"))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace the content of `path` in one step: a full disk or a kill leaves the old file whole.
+
+    Links are followed, modes stay, and what is no regular file (a pipe, /dev/null) is written into.
+    Raises MachineError, naming the file.
+    """
+    temporary = None
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
+        mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask()
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(target)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        raise MachineError(
+            f"{path} cannot be written: {words}.", "Choose another place with --output."
+        ) from error
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from m3cli.report.text import amount, printable, skip_lines, skip_summary
+from m3cli.report.text import amount, printable, skip_lines, skip_summary, stderr_console
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
     from m3cli.tasks.pack import PackResult
 
+_DEEPEST = 64  # levels of directories that are shown as such
+
 
 def show_pack(result: PackResult, *, tree: bool, verbose: bool) -> None:
     """Counts, what was left out and why, and the token tree if asked for."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = stderr_console()
     pack, corpus = result.pack, result.corpus
 
     def note(line: str) -> None:
@@ -24,11 +24,11 @@ def show_pack(result: PackResult, *, tree: bool, verbose: bool) -> None:
 
     if tree:
         console.print(token_tree(result))
-    about = "" if result.exact else "about "
-    estimate = "" if result.exact else " (estimated at 4 bytes each; name a --model to count)"
+    about = "" if result.counted_by else "about "
+    how = f"counted as {result.counted_by} does" if result.counted_by else "estimated at 4 bytes each"
     note(
         f"packed {amount(len(pack.paths), 'file')} in {amount(len(pack.chunks), 'chunk')}: "
-        f"{about}{pack.tokens:,} tokens{estimate}"
+        f"{about}{pack.tokens:,} tokens ({how})"
     )
     if corpus.skips:
         note(f"skipped: {skip_summary(corpus.skips)}")
@@ -53,7 +53,7 @@ def token_tree(result: PackResult) -> Tree:
 
     totals: dict[tuple[str, ...], int] = {}
     for chunk, tokens in zip(result.pack.chunks, result.pack.chunk_tokens, strict=True):
-        parts = tuple(chunk.path.split("/"))
+        parts = tuple(chunk.path.split("/", _DEEPEST))
         for depth in range(len(parts) + 1):
             totals[parts[:depth]] = totals.get(parts[:depth], 0) + tokens
     children: dict[tuple[str, ...], list[tuple[str, ...]]] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from m3cli.corpus.types import Chunk
 
@@ -17,6 +17,7 @@ _LINES = re.compile(
         (?P<start>[0-9]{1,9}) (?: [ ]?(?:-|–|—|to|\.\.)[ ]?L?(?P<end>[0-9]{1,9}) )? (?![0-9]|\.[0-9])""",
     re.VERBOSE,
 )
+_MORE = re.compile(r",[ ]?(?P<start>[0-9]{1,9})[-–](?P<end>[0-9]{1,9})(?![0-9])")
 # What may stand left of the line numbers if it is no path of the pack: something with a suffix
 # or a slash, so that neither `12:30` nor `note:3` nor `localhost:8080` is taken for a citation.
 _PATH_LIKE = re.compile(r"(?:[\w.@+~-]+/)+[\w.@+~-]+|[\w@+~-]+\.[A-Za-z][\w]{0,9}")
@@ -52,20 +53,27 @@ def check_citations(answer: str, chunks: Iterable[Chunk]) -> list[Citation]:
         named = _path_before(answer, match.start(), shown)
         if named is None:
             continue
-        start = int(match["start"])
-        end = int(match["end"] or start)
         path = _resolve(named, shown)
-        problem = _problem(named, path, start, end, shown)
-        text = named + match[0].lstrip("`")
-        found.setdefault(
-            (path or named, start, end), Citation(text, path or named, start, end, not problem, problem)
-        )
+        text = named + match[0].lstrip("`*")
+        for start, end in _ranges(answer, match):
+            problem = _problem(named, path, start, end, shown)
+            found.setdefault(
+                (path or named, start, end), Citation(text, path or named, start, end, not problem, problem)
+            )
     return list(found.values())
+
+
+def _ranges(answer: str, match: re.Match[str]) -> Iterator[tuple[int, int]]:
+    """The lines of a citation, and of the ranges that follow it: `path:2-3, 5-6`."""
+    yield int(match["start"]), int(match["end"] or match["start"])
+    while more := _MORE.match(answer, match.end()):
+        yield int(more["start"]), int(more["end"])
+        match = more
 
 
 def _path_before(answer: str, end: int, shown: Mapping[str, object]) -> str | None:
     """The path that ends at `end`: the longest one of the pack, else anything like a path."""
-    before = answer[max(0, end - _LONGEST_PATH) : end].rstrip("`")
+    before = answer[max(0, end - _LONGEST_PATH) : end].rstrip("`*")
     candidates = [
         path
         for path in shown
@@ -80,13 +88,11 @@ def _path_before(answer: str, end: int, shown: Mapping[str, object]) -> str | No
 
 
 def _resolve(named: str, shown: Mapping[str, object]) -> str | None:
-    """The path of the pack that was meant: itself, or the only one that ends or begins so."""
+    """The path of the pack that was meant: itself, or the only one that ends so."""
     if named in shown:
         return named
     name = named.removeprefix("./")
-    matches = [
-        path for path in shown if path == name or path.endswith("/" + name) or name.endswith("/" + path)
-    ]
+    matches = [path for path in shown if path == name or path.endswith("/" + name)]
     return matches[0] if len(matches) == 1 else None
 
 

@@ -12,8 +12,9 @@ from m3cli.model.tokenizer import load_tokenizer
 from m3cli.prompt.chat import PLAIN_TEMPLATE, ChatTemplate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from m3cli.model.catalog import ModelRef
-    from m3cli.model.header import Header
     from m3cli.model.tokens import Tokenizer
 
 
@@ -52,17 +53,16 @@ def open_model(ref: ModelRef) -> OpenModel:
         notes.append(
             f"{ref.name} has no chat template: it is prompted as plain text, which base models need."
         )
+    tokens = header.strings("tokenizer.ggml.tokens")
     template = ChatTemplate(
         source or PLAIN_TEMPLATE,
-        bos_token=_token_text(header, "tokenizer.ggml.bos_token_id"),
-        eos_token=_token_text(header, "tokenizer.ggml.eos_token_id"),
+        bos_token=_text(tokens, header.get_int("tokenizer.ggml.bos_token_id")),
+        eos_token=_text(tokens, header.get_int("tokenizer.ggml.eos_token_id")),
     )
     return OpenModel(ref, shape, tokenizer, template, tuple(notes))
 
 
-def _token_text(header: Header, key: str) -> str:
-    token_id = header.get_int(key)
-    if token_id is None:
+def _text(tokens: Sequence[bytes], token_id: int | None) -> str:
+    if token_id is None or not 0 <= token_id < len(tokens):
         return ""
-    tokens = header.strings("tokenizer.ggml.tokens")
-    return tokens[token_id].decode("utf-8", "replace") if 0 <= token_id < len(tokens) else ""
+    return tokens[token_id].decode("utf-8", "replace")

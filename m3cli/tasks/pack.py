@@ -17,23 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PackRequest:
-    """What to pack and how. `tokenizer` None estimates tokens at 4 bytes each."""
+    """What to pack and how. `tokenizer` None estimates tokens at 4 bytes each.
+
+    `counted_by` names the model that `tokenizer` belongs to.
+    """
 
     corpus: CorpusRequest
     format: str = "xml"
     budget: int | None = None
     query: str = ""
     tokenizer: Tokenizer | None = None
+    counted_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PackResult:
-    """The text, and what went into it; `exact` says whether tokens were counted or estimated."""
+    """The text, and what went into it; `counted_by` is empty where tokens were estimated."""
 
     text: str
     corpus: Corpus
     pack: Pack
-    exact: bool
+    counted_by: str
 
 
 def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
@@ -52,4 +56,4 @@ def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
     packed = pack_chunks(
         corpus.chunks, count, budget=request.budget, question=request.query, layout=FORMATS[request.format]
     )
-    return PackResult("".join(packed.parts), corpus, packed, exact=tokenizer is not None)
+    return PackResult("".join(packed.parts), corpus, packed, counted_by=request.counted_by)

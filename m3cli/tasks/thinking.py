@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from m3cli.engine.events import THINK_TAGS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Kind = Literal["thinking", "answer"]
 
-_PAIRS = {"<think>": "</think>", "<mm:think>": "</mm:think>", "<thinking>": "</thinking>"}
-_CLOSERS = frozenset(_PAIRS.values())
+_CLOSERS = frozenset(THINK_TAGS.values())
 
 
 class ThinkingSplitter:
@@ -24,9 +25,9 @@ class ThinkingSplitter:
 
     def __init__(self, prompt_tail: str = "") -> None:
         tail = prompt_tail.rstrip()
-        opened = next((tag for tag in _PAIRS if tail.endswith(tag)), None)
+        opened = next((tag for tag in THINK_TAGS if tail.endswith(tag)), None)
         closed = any(tail.endswith(tag) for tag in _CLOSERS)
-        self._closer = _PAIRS[opened] if opened else ""
+        self._closer = THINK_TAGS[opened] if opened else ""
         self._state: Literal["start", "thinking", "after", "answer"] = (
             "thinking" if opened else "after" if closed else "start"
         )
@@ -55,7 +56,7 @@ class ThinkingSplitter:
 
     def _start(self) -> Iterator[tuple[Kind, str]]:
         seen = self._held.lstrip()
-        for tag, closer in _PAIRS.items():
+        for tag, closer in THINK_TAGS.items():
             if seen.startswith(tag):
                 self._state, self._closer, self._held = "thinking", closer, seen[len(tag) :]
                 return
@@ -63,7 +64,7 @@ class ThinkingSplitter:
             if seen.startswith(closer):
                 self._state, self._held = "after", seen[len(closer) :]
                 return
-        if seen and not any(tag.startswith(seen) for tag in [*_PAIRS, *_CLOSERS]):
+        if seen and not any(tag.startswith(seen) for tag in [*THINK_TAGS, *_CLOSERS]):
             self._state = "answer"
         yield from ()
 

@@ -33,7 +33,10 @@ def children(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -61,11 +64,9 @@ def reading(tmp_path: Path, environ: dict[str, str]) -> tuple[subprocess.Popen[s
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environ,
         start_new_session=True,
     )  # fmt: skip
-    wait_until(lambda: children(process.pid))
-    worker = children(process.pid)[0]
-    wait_until(lambda: gone(worker) or cpu_seconds(worker) > 4)
-    assert process.poll() is None
-    return process, worker
+    # Not the first child: where llama.cpp crashes on this CPU, that one has been replaced.
+    wait_until(lambda: any(cpu_seconds(child) > 4 for child in children(process.pid)))
+    return process, children(process.pid)[0]
 
 
 @pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])

@@ -398,4 +398,4 @@ def test_a_hostile_pattern_does_not_stall(glob: str) -> None:
     started = time.perf_counter()
     for path in (b"a" * 255, b"a/" * 400 + b"a", (b"a" * 200 + b"/") * 18 + b"c"):
         assert rules.match(path, path.split(b"/")[-1], False) is None
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 30  # backtracking would take years

@@ -68,7 +68,7 @@ def test_control_tokens_are_hidden_and_think_tags_shown(
     hidden = tokenize(smollm2, [("<|im_start|>", True), ("<repo_name>", True)])
     assert [len(ids) for ids in hidden] == [1, 1]
     scripted(monkeypatch, [hidden[0][0], hidden[1][0]])
-    monkeypatch.setattr(llama, "_THINK_TAGS", {"<repo_name>"})
+    monkeypatch.setattr(llama, "_SHOWN", {"<repo_name>"})
     texts = [e.text for e in model.generate(Request([28], 2)) if isinstance(e, Token)]
     assert texts == ["", "<repo_name>"]
 

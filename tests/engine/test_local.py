@@ -200,7 +200,7 @@ def test_closing_a_run_early_ends_the_worker_at_once(
         next(engine.generate(Request([1], 1)))
     begin = time.monotonic()
     run.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 10  # at once; a prefill would take minutes
     assert not new_children()
     engine.close()
     engine.close()
