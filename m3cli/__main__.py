@@ -24,45 +24,52 @@ _forget_current_directory()
 import traceback  # noqa: E402
 from contextlib import suppress  # noqa: E402
 
-from m3cli.errors import ExitCode, M3Error  # noqa: E402
+from m3cli.errors import ExitCode, M3Error, OutputClosedError  # noqa: E402
 
 
 def main() -> None:
     """Run `m3` with `sys.argv` and exit with the code that m3cli.errors documents."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # a terminal or locale that cannot show a character must not end the run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    from m3cli.cli.app import app, debugging
-
     try:
-        try:
-            app(prog_name="m3")
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except M3Error as error:
-        _complain(error.message, error.hint, debug=debugging())
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # whoever read our output has gone
+        from m3cli.cli.app import app
+
+        app(prog_name="m3")
+    except OutputClosedError as error:
         _drop_stdout()
-        sys.exit(ExitCode.DONE)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except M3Error as error:
+        _complain(error.message, error.hint)
+        sys.exit(error.exit_code)
     except OSError as error:
         _drop_stdout()
         _complain(
             f"The system refused to read or write something: {error}.",
             "Check where the output goes, and that there is space.",
-            debug=debugging(),
         )
         sys.exit(ExitCode.IMPOSSIBLE)
     except Exception as error:  # noqa: BLE001 - the last resort: a sentence, and a traceback with --debug
         _complain(
             f"m3 failed unexpectedly: {type(error).__name__}: {error}.",
             "Run again with --debug for the traceback, and please report it.",
-            debug=debugging(),
         )
         sys.exit(ExitCode.INTERNAL)
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where a standard stream is closed: the next file opened would take its place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _drop_stdout() -> None:
@@ -71,10 +78,11 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(message: str, hint: str, *, debug: bool) -> None:
+def _complain(message: str, hint: str) -> None:
+    from m3cli.cli.app import debugging
     from m3cli.report.text import printable, stderr_console
 
-    if debug:
+    if debugging():
         traceback.print_exc()
     console = stderr_console()
     console.print("error:", style="bold red", end=" ")

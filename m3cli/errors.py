@@ -7,7 +7,8 @@
     │   ├── ModelError               a file that is no usable model
     │   ├── DoesNotFitError          the prompt is larger than the context it has to fit
     │   └── MachineError             not enough memory or disk, a library that does not load
-    └── EngineCrashError        70   the worker process died: native crash, out of memory, killed
+    ├── EngineCrashError        70   the worker process died: native crash, out of memory, killed
+    └── OutputClosedError        0   whoever read our output has gone, as `head` does: nothing is wrong
 
 The other exit codes are not errors: 0 done, 1 findings or below the bar, 4 a time or token cap was
 reached, 130 interrupted.
@@ -81,3 +82,9 @@ class EngineCrashError(M3Error):
     """The worker process that runs the model died."""
 
     exit_code = ExitCode.INTERNAL
+
+
+class OutputClosedError(M3Error):
+    """Whoever read our output has gone; nothing is wrong, and there is nothing left to do."""
+
+    exit_code = ExitCode.DONE

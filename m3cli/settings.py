@@ -113,7 +113,7 @@ def load_settings(
 
     user = user_file(environ)
     layer(_read_toml(user, follow=True), lambda _: str(user))
-    project = (cwd or Path.cwd()) / PROJECT_FILE
+    project = Path(PROJECT_FILE) if cwd is None else cwd / PROJECT_FILE
     from_project = _read_toml(project, follow=False)
     for name in from_project.keys() - _PROJECT_MAY_SET:
         raise UsageError(

@@ -2,7 +2,7 @@
 
 usage: python scripts/screenshot.py OUT.svg [m3 ask arguments…]
 
-The run is piped, so there are no progress bars: notes of stderr dimmed, then the answer of stdout.
+The run is piped, so there are no progress bars; what goes to stderr is dimmed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.text import Text
@@ -23,13 +26,24 @@ WIDTH = 100
 def main() -> None:
     out, *arguments = sys.argv[1:]
     command = [str(Path(sysconfig.get_path("scripts")) / "m3"), "ask", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 4):
-        sys.exit(f"m3 failed with exit code {done.returncode}:\n{done.stderr}")
+    lines: list[tuple[float, str, str]] = []  # when, style, text
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def collect(stream: IO[str], style: str) -> None:
+        lines.extend((time.monotonic(), style, line.rstrip()) for line in stream)
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    notes = threading.Thread(target=collect, args=(process.stderr, "dim"))
+    notes.start()
+    collect(process.stdout, "")
+    notes.join()
+    if process.wait() not in (0, 4):
+        sys.exit("\n".join(text for _, _, text in lines))
     console = Console(record=True, width=WIDTH, file=io.StringIO())
     console.print(Text.assemble(("$ ", "bold green"), ("m3 ask " + shlex.join(arguments), "bold")))
-    console.print(Text(done.stderr.rstrip(), style="dim"))
-    console.print(Text("\n" + done.stdout.rstrip()))
+    for _, style, text in sorted(lines, key=lambda line: line[0]):
+        console.print(Text(text, style=style))
     Path(out).write_text(console.export_svg(title="m3"), encoding="utf-8")
     print(out)
 

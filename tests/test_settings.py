@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,3 +107,42 @@ def test_lists_and_numbers_come_from_the_environment(tmp_path: Path) -> None:
     settings = load_settings({}, environ=environ, cwd=tmp_path)
     assert settings.exclude == ("*.md", "docs/")
     assert settings.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("M3_CTX", "-5"),
+        ("M3_THREADS", "100000"),
+        ("M3_TOP_P", "7"),
+        ("M3_TEMPERATURE", "nan"),
+        ("M3_SEED", "-1"),
+    ],
+)
+def test_numbers_have_ranges(tmp_path: Path, variable: str, value: str) -> None:
+    """A number that no run could use is refused, and the range is named."""
+    with pytest.raises(UsageError, match="The value must be"):
+        load_settings({}, environ={"M3_CONFIG": str(tmp_path / "none"), variable: value}, cwd=tmp_path)
+
+
+def test_gpu_layers_may_be_auto_everywhere(tmp_path: Path) -> None:
+    """`auto` is as many layers as fit, from a flag as from the environment."""
+    environ = {"M3_CONFIG": str(tmp_path / "none"), "M3_GPU_LAYERS": "auto"}
+    assert load_settings({}, environ=environ, cwd=tmp_path).gpu_layers == -1
+    assert load_settings({"gpu_layers": "12"}, environ=environ, cwd=tmp_path).gpu_layers == 12
+    with pytest.raises(UsageError, match="sets 'gpu_layers' to 'all'"):
+        load_settings({"gpu_layers": "all"}, environ=environ, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "nested", "huge"])
+def test_a_hostile_project_file_is_refused(tmp_path: Path, kind: str) -> None:
+    """A project file that would hang or exhaust m3 is an error that names it."""
+    project = tmp_path / PROJECT_FILE
+    if kind == "fifo":
+        os.mkfifo(project)
+    elif kind == "link":
+        project.symlink_to("/dev/zero")
+    else:
+        project.write_text("include = " + "[" * 5000 if kind == "nested" else "#" * 2_000_000)
+    with pytest.raises(UsageError, match=PROJECT_FILE):
+        load_settings({}, environ={"M3_CONFIG": str(tmp_path / "none")}, cwd=tmp_path)

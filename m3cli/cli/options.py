@@ -137,6 +137,7 @@ def corpus_request(
     from m3cli.corpus.documents import DocumentLimits
     from m3cli.corpus.sources import WalkOptions, read_path_list
 
+    listed: list[str] = []
     if files_from is not None:
         if files_from == "-" and "-" in paths:
             raise UsageError(
@@ -144,18 +145,19 @@ def corpus_request(
                 "Put the list into a file and name that with --files-from.",
             )
         try:
-            listed = read_stdin() if files_from == "-" else Path(files_from).read_bytes()
+            data = read_stdin() if files_from == "-" else Path(files_from).read_bytes()
         except OSError as error:
             raise UsageError(
                 f"The path list {files_from} cannot be read: {error.strerror}.",
                 "Name a readable file, or - for stdin.",
             ) from error
-        paths = [*paths, *read_path_list(listed, nul=null)]
-    if not paths:
+        listed = read_path_list(data, nul=null)
+    if not paths and not listed:
         raise UsageError("There is nothing to read.", "Name a directory, a file, or - for standard input.")
     given_limit = settings.max_file_size if settings.origins.get("max_file_size") else None
     return CorpusRequest(
         paths=tuple(paths),
+        listed=tuple(listed),
         walk=WalkOptions(
             include=settings.include,
             exclude=settings.exclude,

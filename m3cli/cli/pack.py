@@ -106,7 +106,7 @@ def pack(
         request = PackRequest(corpus, format.value, budget, query, tokenizer, name)
         result = run(request, stdin=options.read_stdin)
     data = result.text.encode("utf-8", "replace")
-    if output is None:
+    if output is None or str(output) == "-":
         write_stdout(data)
     else:
         write_file(output, data)

@@ -10,7 +10,7 @@ from m3cli.corpus.chunks import chunk_document
 from m3cli.corpus.documents import DocumentLimits, read_documents
 from m3cli.corpus.sources import WalkOptions, collect
 from m3cli.corpus.types import skip_counts
-from m3cli.errors import CorpusError
+from m3cli.errors import CorpusError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 class CorpusRequest:
     """What to read: paths as the user typed them, and the rules for directories among them.
 
-    `output` is a file that is about to be written from this corpus, and so is never part of it.
+    `listed` paths come from a list that a program wrote, such as `git ls-files`: what is missing
+    among them, or a link out of the current directory, is left out with a reason. `output` is a file
+    that is about to be written from this corpus, and so is never part of it.
     """
 
     paths: tuple[str, ...]
     walk: WalkOptions = field(default_factory=WalkOptions)
     limits: DocumentLimits = field(default_factory=DocumentLimits)
+    listed: tuple[str, ...] = ()
     output: Path | None = None
 
 
@@ -47,13 +50,20 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     Raises UsageError for a path that does not exist, CorpusError for one that cannot be read or
     when no text is found at all.
     """
-    collected = collect(request.paths, request.walk, stdin=stdin, cwd=cwd or Path.cwd())
+    try:
+        here = cwd or Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "The current directory does not exist any more.", "Change to another one."
+        ) from error
+    collected = collect(request.paths, request.walk, listed=request.listed, stdin=stdin, cwd=here)
     sources = [source for source in collected.sources if not _is_file(source, request.output)]
     documents, unread = read_documents(sources, request.limits)
     skips = (*collected.skips, *unread)
     if not documents:
         raise CorpusError(
-            f"There is no text to read in {_named(request.paths)}{_why(skips)}.", _remedy(skips)
+            f"There is no text to read in {_named((*request.paths, *request.listed))}{_why(skips)}.",
+            _remedy(skips),
         )
     chunks = tuple(chunk for document in documents for chunk in chunk_document(document))
     return Corpus(tuple(documents), chunks, skips, collected.notes)

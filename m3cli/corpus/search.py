@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,10 +51,12 @@ def rank(chunks: Sequence[Chunk], question: str) -> list[int]:
     import bm25s
     import numpy as np
 
-    query = list(dict.fromkeys(terms(question)))
-    documents = [terms(chunk.path) + terms(chunk.text) for chunk in chunks]
-    known = set().union(*documents) if documents else set()
-    query = [term for term in query if term in known]
+    asked = {term: term for term in terms(question)}
+    # Of the other terms only the number matters, so all of them are one: a large corpus has millions.
+    documents = [
+        [asked.get(term, "") for term in chain(terms(chunk.path), terms(chunk.text))] for chunk in chunks
+    ]
+    query = [term for term in asked if any(term in document for document in documents)]
     if not query:
         return list(range(len(chunks)))
     index = bm25s.BM25(method="lucene")

@@ -1,7 +1,7 @@
 """From the paths that the user named to the ordered, uniquely named sources to read."""
 
 # File names are bytes to git and to the kernel, and pathlib has no bytes paths.
-# ruff: noqa: PTH116, PTH118, PTH119, PTH122
+# ruff: noqa: PTH110, PTH114, PTH116, PTH118, PTH119, PTH122
 from __future__ import annotations
 
 import errno
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3cli.corpus.types import Skip, Source
+from m3cli.corpus.types import Skip, SkipReason, Source
 from m3cli.corpus.walk import Walk, WalkOptions
 from m3cli.corpus.worktree import describe
 from m3cli.errors import CorpusError, UsageError
@@ -72,20 +72,27 @@ class _Found:
 
 
 def collect(
-    paths: Sequence[str], options: WalkOptions, *, stdin: Callable[[], bytes], cwd: Path
+    paths: Sequence[str],
+    options: WalkOptions,
+    *,
+    stdin: Callable[[], bytes],
+    cwd: Path,
+    listed: Sequence[str] = (),
 ) -> Collected:
     """Find everything that `paths` stand for: directories, files, and `-` for standard input.
 
     A path is shown relative to the directory when that is the only one named, else relative to
-    `cwd` if it is inside, else by its last component. Whatever is named twice is read once.
+    `cwd` if it is inside, else by its last component. Whatever is named twice is read once. Paths in
+    `listed` are read as if named, but those that are missing or lead out of `cwd` are skipped.
     Raises UsageError for what does not exist, CorpusError for what cannot be read.
     """
     if list(paths).count(STDIN) > 1:
         raise UsageError("Standard input (-) is named more than once.", "Name it once.")
-    arguments = _labelled(_distinct([path for path in paths if path != STDIN], cwd), cwd)
+    usable, unusable = _sift(listed, cwd)
+    arguments = _labelled(_distinct([*(path for path in paths if path != STDIN), *usable], cwd), cwd)
     named = {place for argument in arguments for place in argument.places()}
     found: list[_Found] = []
-    skips: list[tuple[bytes, Skip]] = []
+    skips: list[tuple[bytes, Skip]] = [(os.fsencode(skip.path), skip) for skip in unusable]
     notes: dict[str, None] = {}
     for argument in arguments:
         label = os.fsencode(argument.label)
@@ -98,7 +105,7 @@ def collect(
         found += [_Found(prefix + file[base:], file=Path(os.fsdecode(file))) for file in walk.files]
         for left in walk.left:
             path = prefix + left.path[base:]
-            skip = Skip(printable(os.fsdecode(path)), left.reason, printable(left.detail))
+            skip = Skip(_shown(path), left.reason, printable(left.detail))
             skips.append((path, skip))
         notes.update(dict.fromkeys(printable(note) for note in walk.notes))
     if STDIN in paths:
@@ -147,6 +154,29 @@ def _escape(match: re.Match[str]) -> str:
     if code < 0x80:
         return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(match[0], f"\\x{code:02x}")
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _shown(path: bytes) -> str:
+    """A path as people and models see it: the same in every locale, so not os.fsdecode."""
+    return printable(path.decode("utf-8", "surrogateescape"))
+
+
+def _sift(listed: Sequence[str], cwd: Path) -> tuple[list[str], list[Skip]]:
+    """Tell the paths of a list that can be read from those that are missing or lead out of `cwd`."""
+    usable: list[str] = []
+    skips: list[Skip] = []
+    inside = os.path.join(os.path.realpath(cwd), "")
+    for path in listed:
+        file = os.path.join(cwd, path)
+        if not os.path.lexists(file):
+            skips.append(Skip(_shown(os.fsencode(path)), SkipReason.UNREADABLE, "does not exist"))
+        elif os.path.islink(file) and not os.path.realpath(file).startswith(inside):
+            skips.append(Skip(_shown(os.fsencode(path)), SkipReason.LINK, "leads out of the tree"))
+        elif not os.path.exists(file):
+            skips.append(Skip(_shown(os.fsencode(path)), SkipReason.LINK, "dangling"))
+        else:
+            usable.append(path)
+    return usable, skips
 
 
 def _distinct(paths: Sequence[str], cwd: Path) -> list[_Argument]:
@@ -215,7 +245,7 @@ def _named_uniquely(found: list[_Found]) -> tuple[Source, ...]:
     numbers: dict[str, int] = {}
     sources = []
     for item in sorted(found, key=lambda item: item.path.split(b"/")):
-        path = _unused(printable(os.fsdecode(item.path)), used, numbers)
+        path = _unused(_shown(item.path), used, numbers)
         used.add(path)
         sources.append(Source(path, item.file, item.data, item.explicit))
     return tuple(sources)

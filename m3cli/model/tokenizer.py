@@ -84,14 +84,14 @@ class BPETokenizer:
         if cores == 1 or sum(map(len, texts)) < _PARALLEL_CHARACTERS:
             return [self.encode(text) for text in texts]
         # Some groups per core even out their sizes; a task per text would cost more than short texts do.
-        size = len(texts) // (8 * cores) + 1
+        size = len(texts) // (32 * cores) + 1
         groups = [texts[i : i + size] for i in range(0, len(texts), size)]
-        with ThreadPoolExecutor(cores) as pool:
-            return [
-                ids
-                for group in pool.map(lambda group: list(map(self.encode, group)), groups)
-                for ids in group
-            ]
+        pool = ThreadPoolExecutor(cores)
+        try:
+            encoded = pool.map(lambda group: list(map(self.encode, group)), groups)
+            return [ids for group in encoded for ids in group]
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what has not begun
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of template text: the strings of special tokens become their ids."""

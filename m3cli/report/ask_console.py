@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled
+from m3cli.errors import OutputClosedError
 from m3cli.report.text import amount, duration, printable, skip_lines, skip_summary, stderr_console
 from m3cli.tasks.ask import UNCITED, Answer, Packed, Text
 
@@ -109,16 +110,12 @@ class AskConsole:
         if self._answer_to is not None:
             text = event.text if self._answering else event.text.lstrip()
             self._answering = self._answering or bool(text)
-            self._answer_to.write(printable(text))
-            self._answer_to.flush()
+            self._write(printable(text))
 
     def _answered(self, answer: Answer) -> None:
         if self._answer_to is not None:
-            self._answer_to.write("\n")
-            if answer.citations:
-                self._answer_to.write("\nSources:\n")
-                self._answer_to.writelines(f"  {printable(_citation_line(c))}\n" for c in answer.citations)
-            self._answer_to.flush()
+            sources = "".join(f"  {printable(_citation_line(c))}\n" for c in answer.citations)
+            self._write("\n" + ("\nSources:\n" if sources else "") + sources)
         times = answer.timings
         self.note(
             f"loaded in {times.load:.1f} s, "
@@ -131,6 +128,14 @@ class AskConsole:
             self.note(
                 f"note: the answer was cut at {answer.generated_tokens:,} tokens; --max-tokens allows more"
             )
+
+    def _write(self, text: str) -> None:
+        if self._answer_to is not None:
+            try:
+                self._answer_to.write(text)
+                self._answer_to.flush()
+            except BrokenPipeError as error:
+                raise OutputClosedError("Standard output is closed.") from error
 
     def _advance(self, what: str, done: float, total: float, detail: str) -> None:
         if self._quiet or not self._stderr.is_terminal:

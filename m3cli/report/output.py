@@ -8,14 +8,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from m3cli.errors import MachineError
+from m3cli.errors import MachineError, OutputClosedError
 
 
 def write_stdout(data: bytes) -> None:
-    """Write bytes to standard output, whatever its encoding."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    """Write bytes to standard output, whatever its encoding. Raises OutputClosedError."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as error:
+        raise OutputClosedError("Standard output is closed.") from error
 
 
 def write_json(value: object) -> None:

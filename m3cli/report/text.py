@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ def stderr_console() -> Console:
     """Where everything goes that is not the result."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    width = 80 if os.environ.get("COLUMNS") == "0" else None  # rich would print nothing
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, width=width)
 
 
 def printable(text: str) -> str:

@@ -112,6 +112,22 @@ def test_a_list_of_paths(m3: Run, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["pack"]["files"] == 2
 
 
+def test_a_list_may_name_what_is_gone_or_leads_out(m3: Run, tmp_path: Path) -> None:
+    """Of a list such as git's, a deleted file and a link out of the tree are left out with a reason."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "one.py").write_text("x = 1\n")
+    (tmp_path / "secret").write_text("y = 2\n")
+    (tree / "link").symlink_to(tmp_path / "secret")
+    done = m3(
+        "pack", "--files-from", "-", "-v", "--format", "plain", stdin="one.py\ngone.py\nlink\n", cwd=tree
+    )
+    assert "x = 1" in done.stdout
+    assert "y = 2" not in done.stdout
+    assert "skipped gone.py: unreadable (does not exist)" in done.stderr
+    assert "skipped link: link out of the tree or in a loop (leads out of the tree)" in done.stderr
+
+
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
 def test_quantized_kv_caches(m3: Run, tmp_path: Path, kv_type: str) -> None:
     """A quantized KV cache answers too; without flash attention it is refused."""

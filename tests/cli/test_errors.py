@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,10 @@ import numpy as np
 import pytest
 
 from m3cli.model.catalog import demo_model
+from tests.cli.conftest import M3
 from tests.gguf_files import LLAMA_KEYS, write_gguf
 
 if TYPE_CHECKING:
-    import subprocess
-
     from tests.cli.conftest import Run
 
 
@@ -133,7 +134,7 @@ def test_standard_input_twice(m3: Run, tree: Path) -> None:
 def test_debug_shows_the_traceback(m3: Run, tree: Path) -> None:
     """--debug anywhere on the line gives the traceback that is otherwise kept away."""
     done = m3("ask", "nowhere", "What?", "--debug")
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "UsageError" in done.stderr
 
@@ -142,3 +143,50 @@ def test_an_output_that_cannot_be_written(m3: Run, tree: Path) -> None:
     """A pack that has no place to go is an error, and leaves nothing behind."""
     check(m3("pack", "a.py", "-o", "nowhere/out.xml"), 3, "nowhere/out.xml cannot be written")
     assert sorted(p.name for p in tree.iterdir() if p.name != "home") == ["a.py", "empty"]
+
+
+@pytest.mark.parametrize("question", ["Что это такое? " * 20, "漢" * 120, "why? " * 100])
+def test_a_question_longer_than_a_path_may_be(m3: Run, tree: Path, question: str) -> None:
+    """A long question is a question, in any script, also with its path forgotten."""
+    check(m3("ask", question), 2, "There is a question, but nothing to read.")
+    check(m3("ask", "nowhere", question), 2, "There is no file or directory nowhere.")
+
+
+def test_git_s_own_data(m3: Run, tree: Path) -> None:
+    """.git is not read, not even when it is named."""
+    (tree / ".git").mkdir()
+    (tree / ".git" / "config").write_text("[core]\n")
+    check(m3("pack", ".git"), 2, "git's own data")
+    check(m3("pack", ".git/config"), 2, "git's own data")
+
+
+def test_closed_standard_streams(m3: Run, tree: Path, environ: dict[str, str]) -> None:
+    """Without standard input it can still run; what needs it says so; a full disk is named."""
+    run = partial(
+        subprocess.run, shell=True, cwd=tree, env=environ, capture_output=True, text=True, check=False
+    )
+    assert run(f"{M3} pack a.py -q <&-").stdout.count("x = 1") == 1
+    closed = run(f"{M3} pack - <&-")
+    assert (closed.returncode, closed.stdout) == (2, "")
+    assert "Standard input is closed." in closed.stderr
+    full = run(f"{M3} pack a.py > /dev/full")
+    assert full.returncode == 3
+    assert os.strerror(28) in full.stderr
+    assert run(f"{M3} pack a.py -q >&-").returncode == 0
+
+
+def test_names_are_shown_as_they_are(m3: Run, tree: Path) -> None:
+    """A name that spells an emoji code or markup is not turned into something else."""
+    check(m3("pack", ":smile:[bold]x"), 2, "There is no file or directory :smile:[bold]x.")
+
+
+def test_a_directory_that_is_gone(m3: Run, environ: dict[str, str], tree: Path) -> None:
+    """From a deleted directory the message says that, and facts can still be had."""
+    run = partial(
+        subprocess.run, shell=True, cwd=tree, env=environ, capture_output=True, text=True, check=False
+    )
+    gone = "mkdir gone && cd gone && rmdir ../gone && "
+    packed = run(f"{gone}{M3} pack {tree}/a.py")
+    assert packed.returncode == 2
+    assert "The current directory does not exist any more." in packed.stderr
+    assert run(f"{gone}{M3} model list").returncode == 0

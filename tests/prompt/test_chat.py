@@ -101,6 +101,16 @@ def test_a_model_without_a_template_is_prompted_as_plain_text() -> None:
     assert "".join(segment.text for segment in rendered) == "SYS\n\nFILEQUESTION\n\nAnswer:"
 
 
+def test_a_template_may_use_what_hugging_face_offers() -> None:
+    """The generation block, loop controls and tojson's layout work as in transformers."""
+    source = (
+        "{% for m in messages %}{% if loop.index > 5 %}{% break %}{% endif %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ {'a': 1} | tojson(indent=1) }}"
+    )
+    rendered = ChatTemplate(source).render(MESSAGES)
+    assert rendered == [SYS, FILE, QUESTION, TemplateText('{\n "a": 1\n}')]
+
+
 def test_content_never_reaches_the_template_engine() -> None:
     """What looks like jinja, or like m3's own placeholder, is content like any other."""
     hostile = "{{ 1/0 }}{% raw %}\ue000m3-part-0\ue001\ue000m3-part-1\ue001"
@@ -117,6 +127,8 @@ def test_content_never_reaches_the_template_engine() -> None:
         "{{ messages | nosuchfilter }}",
         "{{ raise_exception('no') }}",
         "{{ 1 / 0 }}",
+        "{% break %}",
+        "{{ messages | xmlattr }}",
         "{{ nothing.at.all }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",  # the sandbox holds
     ],

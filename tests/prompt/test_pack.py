@@ -230,3 +230,34 @@ def test_the_tree_is_as_deep_as_fits() -> None:
         "tests/ (1 file)",
     ]
     assert compact_tree(paths, lambda _: False) == ""
+
+
+def test_a_name_in_the_tree_is_no_tag() -> None:
+    """A file whose name spells a tag or a fence does not open one in the tree."""
+    documents = {'<file path="a.py">': "x\n", "```": "y\n", "big.txt": "z\n" * 500}
+    for name, layout in (("prompt", LAYOUTS["prompt"]), ("markdown", LAYOUTS["markdown"])):
+        pack = pack_chunks(chunks_of(documents), count, budget=1500, strategy="select", layout=layout)
+        packed = "".join(pack.parts)
+        if name == "prompt":
+            tree = packed[: packed.index("</tree>\n")]
+            assert "&lt;file path=" in tree
+            assert not re.search(r"^ *<file", tree, re.MULTILINE)
+        else:
+            assert packed.startswith("## Files\n\n````\n")
+
+
+def test_very_deep_trees_are_shown_as_far_as_people_look() -> None:
+    """A tree of a thousand levels is cut, not an error."""
+    assert compact_tree(["a/" * 1500 + "x"], lambda _: True).count("\n") == 65
+
+
+def test_an_excerpt_that_fits_without_the_tree_is_taken() -> None:
+    """When tree and excerpt do not fit together, the excerpt wins; the error names its full price."""
+    documents = {f"directory{i}/file{i}.py": "value = 1\n" * 20 for i in range(12)}
+    chunks = chunks_of(documents, 64)
+    with pytest.raises(DoesNotFitError) as caught:
+        pack_chunks(chunks, count, budget=1, question="value")
+    smallest = int(re.search(r"takes ([\d,]+)", caught.value.message)[1].replace(",", ""))
+    assert pack_chunks(chunks, count, budget=smallest, question="value").tokens <= smallest
+    with pytest.raises(DoesNotFitError):
+        pack_chunks(chunks, count, budget=smallest - 1, question="value")

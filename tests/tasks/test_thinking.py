@@ -37,6 +37,8 @@ CASES = [
     ("", "<think>a</mm:think>b</think>c", "a</mm:think>b", "c"),
     ("", "<think>never closed", "never closed", ""),
     ("", "<thin", "", "<thin"),
+    ("", "[THINK]why[/THINK]because", "why", "because"),
+    ("", "◁think▷why◁/think▷because", "why", "because"),
     ("", "a < b", "", "a < b"),
     ("", "<think></think>x</think>y", "", "x</think>y"),
 ]
