@@ -56,6 +56,7 @@ class Settings:
     top_k: int = 40
     min_p: float = 0.0
     seed: int = 0
+    repeat_penalty: float = 1.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     hidden: bool = False
@@ -83,6 +84,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "top_k": (0, 2**31 - 1),
     "min_p": (0, 1),
     "seed": (0, 2**32 - 2),
+    "repeat_penalty": (1, 10),
     "max_file_size": (1, 2**63 - 1),
 }
 _PROJECT_MAY_SET = frozenset({"include", "exclude", "hidden", "max_file_size"})

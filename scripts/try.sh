@@ -6,4 +6,4 @@ set -euo pipefail
 "$python" -m pip install --quiet --disable-pip-version-check '.[demo]'
 question=${1:-"Which environment variable names the cache directory?"}
 printf '$ m3 ask ./m3cli "%s"\n' "$question" >&2
-exec "$root/.venv/bin/m3" ask ./m3cli "$question" --ctx 1536
+exec "$root/.venv/bin/m3" ask ./m3cli "$question" --ctx 2048 --repeat-penalty 1.1

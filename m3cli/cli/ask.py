@@ -57,6 +57,15 @@ def ask(
     top_k: Annotated[int | None, typer.Option(min=0, rich_help_panel=_ANSWER)] = None,
     min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, rich_help_panel=_ANSWER)] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 2, rich_help_panel=_ANSWER)] = None,
+    repeat_penalty: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            max=10.0,
+            help="Over 1, keeps tiny models from repeating themselves.",
+            rich_help_panel=_ANSWER,
+        ),
+    ] = None,
     ctx: Annotated[
         int | None,
         typer.Option(
@@ -115,6 +124,7 @@ def ask(
             "top_k": top_k,
             "min_p": min_p,
             "seed": seed,
+            "repeat_penalty": repeat_penalty,
             "ctx": ctx,
             "kv_type": kv_type and kv_type.value,
             "flash_attention": flash_attention and flash_attention.value,
@@ -167,7 +177,12 @@ def _request(question: str, corpus: CorpusRequest, settings: Settings) -> AskReq
         ctx=settings.ctx,
         max_tokens=settings.max_tokens,
         sampling=Sampling(
-            settings.temperature, settings.top_p, settings.top_k, settings.min_p, settings.seed
+            settings.temperature,
+            settings.top_p,
+            settings.top_k,
+            settings.min_p,
+            settings.seed,
+            settings.repeat_penalty,
         ),
         kv_type=settings.kv_type,
         flash_attention=flash,

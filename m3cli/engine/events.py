@@ -29,13 +29,18 @@ KVType = Literal["f16", "q8_0", "q4_0"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; `temperature` 0 is greedy and ignores the rest."""
+    """How the next token is chosen; `temperature` 0 is greedy and ignores the other values.
+
+    All but `repeat_penalty`: more than 1 makes tokens less likely that are among the last 64, which
+    keeps very small models from going round in circles; 1 leaves them alone.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    repeat_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.G
 _SHOWN = {*THINK_TAGS, *THINK_TAGS.values()}
 
 _FIRST_BATCH = 32  # tokens
+_PENALTY_WINDOW = 64  # tokens, llama.cpp's default
 
 _OUT_OF_MEMORY = re.compile(r"allocat|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE)
 
@@ -265,7 +266,7 @@ class Model:
         reason: Any = "length"
         generated = 0
         text = codecs.getincrementaldecoder("utf-8")("replace")
-        sampler = _sampler(request.sampling)
+        sampler = _sampler(request.sampling, self._n_vocab)
         try:
             while generated < limit:
                 token = lib.llama_sampler_sample(sampler, self._context, -1)
@@ -327,9 +328,14 @@ class Model:
             self._model = None
 
 
-def _sampler(sampling: Sampling) -> Any:
+def _sampler(sampling: Sampling, n_vocab: int) -> Any:
     """Make a sampler chain in llama.cpp's usual order; the caller frees it."""
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    if sampling.repeat_penalty != 1:
+        penalties = lib.llama_sampler_init_penalties(
+            n_vocab, _PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0
+        )
+        lib.llama_sampler_chain_add(chain, penalties)
     if sampling.temperature <= 0:
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
         return chain

@@ -463,3 +463,16 @@ def test_the_parent_imports_no_heavy_library() -> None:
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, capture_output=True, check=True
     )
     assert output.stdout == b"[]\n"
+
+
+def test_a_repeat_penalty_changes_greedy_output_and_stays_deterministic(
+    config: EngineConfig, state_dir: Path, chat_prompt: Callable[[str], list[int]]
+) -> None:
+    """With a penalty a loop is left, in the same way each time."""
+    tokens = chat_prompt("yes " * 30)
+    answers = []
+    with LocalEngine(config, state_dir=state_dir) as engine:
+        for penalty in (1.0, 1.5, 1.5):
+            request = Request(tokens, 40, Sampling(repeat_penalty=penalty))
+            answers.append([event.id for event in engine.generate(request) if isinstance(event, Token)])
+    assert answers[1] == answers[2] != answers[0]
