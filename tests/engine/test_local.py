@@ -469,7 +469,7 @@ def test_a_repeat_penalty_changes_greedy_output_and_stays_deterministic(
     config: EngineConfig, state_dir: Path, chat_prompt: Callable[[str], list[int]]
 ) -> None:
     """With a penalty a loop is left, in the same way each time."""
-    tokens = chat_prompt("yes " * 30)
+    tokens = chat_prompt("Sing a song with a refrain that comes again and again.")
     answers = []
     with LocalEngine(config, state_dir=state_dir) as engine:
         for penalty in (1.0, 1.5, 1.5):
