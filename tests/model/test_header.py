@@ -262,6 +262,7 @@ def test_damage_ends_in_an_error_or_a_header(model: Path, data: st.DataObject) -
         header = read_header(path)
     except ModelError:
         return
+    assert header.file_bytes == len(content)
     for key in header.fields:
         _read_any(header, key)
 
