@@ -82,6 +82,14 @@ def ask(
     flash_attention: Annotated[
         options.SwitchChoice | None, typer.Option(help="Flash attention (auto: on).", rich_help_panel=_RUN)
     ] = None,
+    allow_dense: Annotated[
+        bool,
+        typer.Option(
+            "--allow-dense",
+            help="Run MiniMax-M3 even without its sparse attention.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads (default: physical cores).", rich_help_panel=_RUN)
     ] = None,
@@ -134,7 +142,7 @@ def ask(
     )
     paths, question = _split(words, has_list=files_from is not None)
     corpus = options.corpus_request(paths, settings, files_from=files_from, null=null, no_ignore=no_ignore)
-    request = _request(question, corpus, settings)
+    request = _request(question, corpus, settings, allow_dense=allow_dense)
     answer: Answer | None = None
     with AskConsole(
         answer_to=None if json else sys.stdout, quiet=quiet, verbose=verbose, show_thinking=show_thinking
@@ -158,7 +166,7 @@ def ask(
         raise typer.Exit(ExitCode.CAP_REACHED)
 
 
-def _request(question: str, corpus: CorpusRequest, settings: Settings) -> AskRequest:
+def _request(question: str, corpus: CorpusRequest, settings: Settings, *, allow_dense: bool) -> AskRequest:
     from m3cli.engine.events import Sampling
     from m3cli.model.catalog import resolve
     from m3cli.tasks.ask import AskRequest
@@ -186,6 +194,7 @@ def _request(question: str, corpus: CorpusRequest, settings: Settings) -> AskReq
         ),
         kv_type=settings.kv_type,
         flash_attention=flash,
+        allow_dense=allow_dense,
         threads=settings.threads,
         gpu_layers=settings.gpu_layers,
     )

@@ -45,6 +45,7 @@ def info(
 
     Example:  m3 model info ~/models/MiniMax-M3-Q2_K_L-00001-of-00004.gguf
     """
+    from m3cli.model import preflight
     from m3cli.model.catalog import resolve
     from m3cli.model.header import read_header
     from m3cli.model.shape import ModelShape
@@ -54,8 +55,10 @@ def info(
 
     settings = load_settings({"model": name})
     ref = resolve(settings.model, settings.models)
-    shape = ModelShape.from_header(read_header(ref.path))
+    header = read_header(ref.path)
+    shape = ModelShape.from_header(header)
+    problem = preflight.problem(header, shape)
     if json:
-        write_json(model_details(ref, shape))
+        write_json(model_details(ref, shape, problem))
     else:
-        options.stdout_console().print(model_table(ref, shape))
+        options.stdout_console().print(model_table(ref, shape, problem))

@@ -26,6 +26,10 @@ THINK_TAGS = {
 
 KVType = Literal["f16", "q8_0", "q4_0"]
 
+# full: a model without sparse attention; sparse: MiniMax Sparse Attention (MSA) runs; dense: a model that
+# was trained with MSA runs without it, which changes its answers.
+Attention = Literal["full", "sparse", "dense"]
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -48,7 +52,8 @@ class EngineConfig:
     """How a model is loaded and its context made. Sizes are in tokens.
 
     `gpu_layers` −1 puts every layer on the GPU that the build and the device can take.
-    `threads` 0 leaves the choice to the engine (physical cores).
+    `threads` 0 leaves the choice to the engine (physical cores). A model that would run with another
+    attention than it was trained with is refused unless `allow_dense`.
     """
 
     model_path: str
@@ -60,6 +65,7 @@ class EngineConfig:
     kv_type_k: KVType = "f16"
     kv_type_v: KVType = "f16"
     flash_attention: bool = True
+    allow_dense: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,7 @@ class Loaded:
     seconds: float
     n_ctx: int
     description: str
+    attention: Attention
 
 
 @dataclass(frozen=True, slots=True)

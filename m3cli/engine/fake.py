@@ -10,7 +10,7 @@ from m3cli.errors import DoesNotFitError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from m3cli.engine.events import Event, Request
+    from m3cli.engine.events import Attention, Event, Request
 
 
 class FakeEngine:
@@ -21,9 +21,15 @@ class FakeEngine:
     """
 
     def __init__(
-        self, script: str | Callable[[Request], str], *, n_ctx: int = 1 << 20, n_batch: int = 512
+        self,
+        script: str | Callable[[Request], str],
+        *,
+        n_ctx: int = 1 << 20,
+        n_batch: int = 512,
+        attention: Attention = "full",
     ) -> None:
         self._script = script
+        self._attention = attention
         self._n_ctx = n_ctx
         self._n_batch = n_batch
         self.requests: list[Request] = []
@@ -33,7 +39,7 @@ class FakeEngine:
         """Stream the script. Raises DoesNotFitError as a real engine does."""
         self.requests.append(request)
         yield LoadProgress(1.0)
-        yield Loaded(0.0, self._n_ctx, "fake")
+        yield Loaded(0.0, self._n_ctx, "fake", self._attention)
         total = len(request.tokens)
         if total > self._n_ctx:
             raise DoesNotFitError(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.events import THINK_TAGS, Finished, Loaded, LoadProgress, Prefilled, Token
 from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError, UsageError
+from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error
 
 try:
     import llama_cpp.llama_cpp
@@ -34,7 +35,7 @@ lib: Any = llama_cpp.llama_cpp  # the low-level bindings; llama_cpp.Llama is not
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from m3cli.engine.events import EngineConfig, Event, Request, Sampling
+    from m3cli.engine.events import Attention, EngineConfig, Event, Request, Sampling
 
 _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
 
@@ -84,6 +85,9 @@ class _Log:
 
 
 _LOG = _Log()
+# Architectures that fell back to dense attention for a reason that m3 does not foresee. llama.cpp warns
+# of it once a process, and a worker loads more than one model.
+_FELL_BACK: set[str] = set()
 lib.llama_backend_init()
 
 
@@ -154,6 +158,9 @@ class Model:
         self._vocab = lib.llama_model_get_vocab(self._model)
         try:
             self._context = self._make_context(config)
+            self.attention = self._attention(config)
+            if self.attention == "dense" and not config.allow_dense:
+                raise dense_attention_error(Path(config.model_path).name)
             self._refuse_what_cannot_generate(Path(config.model_path).name)
         except BaseException:
             self.close()
@@ -190,6 +197,8 @@ class Model:
     def _make_context(self, config: EngineConfig) -> Any:
         params = lib.llama_context_default_params()
         params.n_ctx = config.n_ctx
+        params.n_seq_max = 1  # with more, MSA needs a cache that is not unified
+        params.kv_unified = False
         params.n_batch = config.n_batch
         params.n_ubatch = config.n_ubatch
         params.n_outputs_max = 1  # logits of one position: a large vocabulary times n_batch is 400 MB
@@ -214,13 +223,21 @@ class Model:
             raise MachineError(asked, "Ask for a smaller context, a smaller ubatch or a smaller KV type.")
         raise MachineError(asked, "Try KV type f16 with flash attention on.")
 
-    def _refuse_what_cannot_generate(self, name: str) -> None:
+    def _attention(self, config: EngineConfig) -> Attention:
+        """Which attention this context computes; called when the context was just made."""
+        value = ctypes.create_string_buffer(128)
+        lib.llama_model_meta_val_str(self._model, b"general.architecture", value, len(value))
+        architecture = value.value.decode("utf-8", "replace")
+        has_msa = architecture == MSA_ARCHITECTURE
+        if has_msa and not config.flash_attention:  # MSA is written for flash attention alone
+            return "dense"
         if "running DENSE attention" in _LOG:
-            raise ModelError(
-                f"The model {name} needs its sparse attention, but these settings would run it with dense "
-                "attention, which gives wrong answers.",
-                "Leave flash attention on.",
-            )
+            _FELL_BACK.add(architecture)
+        if architecture in _FELL_BACK:
+            return "dense"
+        return "sparse" if has_msa else "full"
+
+    def _refuse_what_cannot_generate(self, name: str) -> None:
         if (
             lib.llama_model_has_encoder(self._model)
             or lib.llama_model_is_diffusion(self._model)
@@ -239,7 +256,7 @@ class Model:
         Raises DoesNotFitError when the prompt is longer than the context, UsageError when it is
         empty, ModelError when it holds ids that the vocabulary does not have.
         """
-        yield Loaded(self.load_seconds, self.n_ctx, self.description)
+        yield Loaded(self.load_seconds, self.n_ctx, self.description, self.attention)
         self.load_seconds = 0.0  # the next request finds it loaded
 
         # 1. Refuse what cannot work, before hours of prefill.

@@ -16,19 +16,31 @@ if TYPE_CHECKING:
 
 WeightClass = Literal["dense", "experts", "embeddings", "output"]
 
+# Keys of MiniMax Sparse Attention, behind `<architecture>.attention.indexer.`; Indexer's fields.
+INDEXER_KEYS = ("head_count", "key_length", "top_k", "block_size", "local_blocks")
+
 _EXPERTS = re.compile(r"\bffn_\w+_exps\b")
 _EMBEDDINGS = re.compile(r"(?:token|position|per_layer_token)_embd\b|token_types\b")
 
 
 @dataclass(frozen=True, slots=True)
 class Indexer:
-    """MiniMax-M3's sparse attention: per query, `top_k` blocks of `block_size` tokens are attended."""
+    """MiniMax-M3's sparse attention: per query, `top_k` blocks of `block_size` tokens are attended.
+
+    The `local_blocks` that end with the query's own are always among them. Each of `head_count` heads,
+    one a KV head, chooses for itself by keys of `key_length` elements, of which there is one head.
+    """
 
     head_count: int
     key_length: int
     top_k: int
     block_size: int
     local_blocks: int
+
+    @property
+    def attended_tokens(self) -> int:
+        """The most tokens that a query attends in one layer and KV head."""
+        return self.top_k * self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +50,10 @@ class ModelShape:
     Sizes are in elements, `*_bytes` in bytes. `kv_heads` has one entry a layer, 0 for layers
     without attention. `weight_bytes` is the tensor table summed by class: `experts` are the
     routed experts, of which a token uses `experts_used` of `experts` a layer; `dense` is all that
-    every token uses. `output` is 0 when the output matrix is the embedding matrix. `sliding_window` and
-    `indexer` are None for models without; `parameters` counts the elements of all tensors.
+    every token uses, `experts_shared` included. The first `leading_dense_layers` layers have no experts,
+    and no indexer in models with one. `output` is 0 when the output matrix is the embedding matrix.
+    `sliding_window` and `indexer` are None for models without; `parameters` counts the elements of all
+    tensors.
     """
 
     name: str
@@ -48,6 +62,7 @@ class ModelShape:
     parameters: int
     file_bytes: int
     layers: int
+    leading_dense_layers: int
     n_embd: int
     heads: int
     kv_heads: tuple[int, ...]
@@ -57,6 +72,7 @@ class ModelShape:
     vocab_size: int
     experts: int
     experts_used: int
+    experts_shared: int
     sliding_window: int | None
     rope_freq_base: float | None
     indexer: Indexer | None
@@ -85,6 +101,9 @@ class ModelShape:
             parameters=sum(tensor.elements for tensor in header.tensors),
             file_bytes=header.file_bytes,
             layers=layers,
+            leading_dense_layers=min(
+                max(header.get_int(f"{arch}.leading_dense_block_count") or 0, 0), layers
+            ),
             n_embd=n_embd,
             heads=heads,
             kv_heads=_per_layer(header, f"{arch}.attention.head_count_kv", layers, default=heads),
@@ -94,6 +113,7 @@ class ModelShape:
             vocab_size=header.count("tokenizer.ggml.tokens") or header.get_int(f"{arch}.vocab_size") or 0,
             experts=header.get_int(f"{arch}.expert_count") or 0,
             experts_used=header.get_int(f"{arch}.expert_used_count") or 0,
+            experts_shared=header.get_int(f"{arch}.expert_shared_count") or 0,
             sliding_window=header.get_int(f"{arch}.attention.sliding_window") or None,
             rope_freq_base=header.get_float(f"{arch}.rope.freq_base"),
             indexer=_indexer(header, arch),
@@ -104,16 +124,25 @@ class ModelShape:
             weight_bytes=_weight_bytes(header.tensors),
         )
 
+    @property
+    def sparse_layers(self) -> int:
+        """Layers with an indexer, 0 for models without."""
+        return self.layers - self.leading_dense_layers if self.indexer else 0
+
     def kv_bytes_per_token(self, type_k: str = "f16", type_v: str = "f16") -> int:
         """Estimate the bytes that one token takes in the KV cache of all layers.
 
         Exact for plain attention (layers * KV heads * (key + value dimensions), in whole quantized
-        blocks); too much for sliding windows and latent attention, too little for models that
-        cache more than K and V, such as an indexer's keys. llama.cpp's dry run knows exactly.
-        Raises ValueError for a cache type that ggml does not have.
+        blocks) and for MiniMax-M3, for whose indexer llama.cpp's llama-kv-cache-msa.cpp allocates K and
+        a V that is never used, of one head, in each sparse layer. Too much for sliding windows and latent
+        attention, too little for other models that cache more than K and V. Raises ValueError for a
+        cache type that ggml does not have.
         """
         key, value = _row_bytes(type_k), _row_bytes(type_v)
-        return sum(key(heads * self.head_dim_k) + value(heads * self.head_dim_v) for heads in self.kv_heads)
+        total = sum(key(heads * self.head_dim_k) + value(heads * self.head_dim_v) for heads in self.kv_heads)
+        if self.indexer:
+            total += self.sparse_layers * (key(self.indexer.key_length) + value(self.head_dim_v))
+        return total
 
 
 def _row_bytes(name: str) -> Callable[[int], int]:
@@ -164,18 +193,10 @@ def _per_layer(header: Header, key: str, layers: int, default: int) -> tuple[int
 
 
 def _indexer(header: Header, arch: str) -> Indexer | None:
-    prefix = f"{arch}.attention.indexer"
-    head_count = header.get_int(f"{prefix}.head_count")
-    block_size = header.get_int(f"{prefix}.block_size")
-    if not head_count or not block_size:
-        return None
-    return Indexer(
-        head_count=head_count,
-        key_length=header.require_int(f"{prefix}.key_length"),
-        top_k=header.require_int(f"{prefix}.top_k"),
-        block_size=block_size,
-        local_blocks=header.require_int(f"{prefix}.local_blocks"),
-    )
+    """The indexer, if all its keys are there; whether it can work is m3cli.model.preflight's question."""
+    values = {name: header.get_int(f"{arch}.attention.indexer.{name}") for name in INDEXER_KEYS}
+    known = {name: value for name, value in values.items() if value is not None}
+    return Indexer(**known) if len(known) == len(INDEXER_KEYS) else None
 
 
 def _name(header: Header) -> str:

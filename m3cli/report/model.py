@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from m3cli.errors import M3Error
     from m3cli.model.catalog import ModelRef
     from m3cli.model.shape import ModelShape
 
@@ -32,26 +33,31 @@ def model_object(ref: ModelRef, shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def model_details(ref: ModelRef, shape: ModelShape) -> dict[str, Any]:
-    """Everything that the header says, for `m3 model info --json`."""
-    return {
+def model_details(ref: ModelRef, shape: ModelShape, problem: M3Error | None = None) -> dict[str, Any]:
+    """Everything that the header says, for `m3 model info --json`; `problem`: why it cannot be run."""
+    details = {
         **model_object(ref, shape),
         **asdict(shape),
         "name": ref.name,
         "title": shape.name,
+        "sparse_layers": shape.sparse_layers,
         "kv_bytes_per_token": {kind: shape.kv_bytes_per_token(kind, kind) for kind in _KV_TYPES},
+        "problem": problem and str(problem),
     }
+    if shape.indexer:
+        details["indexer"]["attended_tokens"] = shape.indexer.attended_tokens
+    return details
 
 
-def model_table(ref: ModelRef, shape: ModelShape) -> Table:
-    """One row a fact."""
+def model_table(ref: ModelRef, shape: ModelShape, problem: M3Error | None = None) -> Table:
+    """One row a fact, and one for `problem`: why it cannot be run."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(ref, shape):
+    for name, value in [*_rows(ref, shape), *([("problem", str(problem))] if problem else [])]:
         table.add_row(name, Text(printable(value)))
     return table
 
@@ -67,23 +73,29 @@ def _rows(ref: ModelRef, shape: ModelShape) -> list[tuple[str, str]]:
         ("file type", f"{shape.file_type}, {size(shape.file_bytes)}"),
         ("weights", ", ".join(f"{size(b)} {kind}" for kind, b in shape.weight_bytes.items() if b)),
         ("context", f"{shape.context_length:,} tokens"),
-        ("layers", f"{shape.layers}, hidden size {shape.n_embd:,}"),
+        ("layers", _layers(shape)),
         ("attention", heads + (f", sliding window {shape.sliding_window:,}" if shape.sliding_window else "")),
     ]
     if shape.experts:
-        rows.append(("experts", f"{shape.experts}, of which a token uses {shape.experts_used}"))
+        shared = f", and {shape.experts_shared} shared" if shape.experts_shared else ""
+        rows.append(("experts", f"{shape.experts}, of which a token uses {shape.experts_used}{shared}"))
     if shape.indexer:
-        rows.append(
-            ("indexer", f"top {shape.indexer.top_k} blocks of {shape.indexer.block_size} tokens a query")
-        )
+        chosen = f"the top {shape.indexer.top_k} blocks of {shape.indexer.block_size}"
+        attended = f"a query attends {shape.indexer.attended_tokens:,} tokens, {chosen}"
+        rows.append(("sparse attention", attended))
     kv = ", ".join(f"{shape.kv_bytes_per_token(kind, kind):,} B {kind}" for kind in _KV_TYPES)
     rows += [
-        ("KV cache a token", f"{kv} (estimate)"),
+        ("KV cache a token", kv if shape.indexer else f"{kv} (estimate)"),
         ("vocabulary", f"{shape.vocab_size:,} tokens, {shape.tokenizer_model}/{shape.tokenizer_pre or '-'}"),
         ("chat template", "yes" if shape.has_chat_template else "no"),
         ("license", shape.license or "not stated"),
     ]
     return rows
+
+
+def _layers(shape: ModelShape) -> str:
+    kinds = f" ({shape.leading_dense_layers} dense, {shape.sparse_layers} sparse)" if shape.indexer else ""
+    return f"{shape.layers}{kinds}, hidden size {shape.n_embd:,}"
 
 
 def model_list_table(models: Sequence[ModelRef]) -> Table:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from m3cli.engine.local import LocalTokenizer
+from m3cli.model import preflight
 from m3cli.model.header import read_header
 from m3cli.model.shape import ModelShape
 from m3cli.model.tokenizer import load_tokenizer
@@ -42,10 +43,13 @@ class OpenModel:
 def open_model(ref: ModelRef) -> OpenModel:
     """Read the header of `ref` and what prompting needs from it.
 
-    Raises ModelError, naming file and place, for a file that is no complete GGUF model.
+    Raises ModelError, naming file and place, for a file that is no complete GGUF model, and for one
+    that llama.cpp cannot run as it was made.
     """
     header = read_header(ref.path)
     shape = ModelShape.from_header(header)
+    if problem := preflight.problem(header, shape):
+        raise problem
     tokenizer = load_tokenizer(header) or LocalTokenizer(str(ref.path))
     source = header.get_str("tokenizer.chat_template")
     notes = []
