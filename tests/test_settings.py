@@ -93,12 +93,30 @@ def test_a_wrong_user_file_is_named(
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("M3_CTX", "many"), ("M3_HIDDEN", "perhaps"), ("M3_STRATEGY", "x")]
+    ("variable", "value"),
+    [("M3_CTX", "many"), ("M3_HIDDEN", "perhaps"), ("M3_STRATEGY", "x"), ("M3_THINK", "x")],
 )
 def test_a_wrong_environment_variable_is_named(tmp_path: Path, variable: str, value: str) -> None:
     """The error names the variable and its value."""
     with pytest.raises(UsageError, match=f"{variable} sets .* to '{value}'"):
         load_settings({}, environ={"M3_CONFIG": str(tmp_path / "none"), variable: value}, cwd=tmp_path)
+
+
+def test_thinking_is_off_unless_asked_for(layers: tuple[Path, Path, dict[str, str]], tmp_path: Path) -> None:
+    """A mode comes from file, environment or flag, is one of three, and its origin tells it was asked for."""
+    user, _, environ = layers
+    default = load_settings({"think": None}, environ=environ, cwd=tmp_path)
+    assert (default.think, "think" in default.origins) == ("off", False)
+    user.write_text('think = "on"\n')
+    assert load_settings({}, environ=environ, cwd=tmp_path).think == "on"
+    environ["M3_THINK"] = "adaptive"
+    assert load_settings({}, environ=environ, cwd=tmp_path).think == "adaptive"
+    asked = load_settings({"think": "off"}, environ=environ, cwd=tmp_path)
+    assert (asked.think, asked.origins["think"]) == ("off", "--think")
+    environ["M3_THINK"] = "often"
+    with pytest.raises(UsageError, match="M3_THINK sets 'think' to 'often'") as caught:
+        load_settings({}, environ=environ, cwd=tmp_path)
+    assert "Choose off, on, adaptive." in str(caught.value)
 
 
 def test_lists_and_numbers_come_from_the_environment(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def ask(
         int | None,
         typer.Option(min=1, metavar="N", help="Longest answer, in tokens.", rich_help_panel=_ANSWER),
     ] = None,
+    think: Annotated[
+        options.ThinkChoice | None,
+        typer.Option(
+            help="Let the model reason before it answers (default: off; adaptive: as it sees fit).",
+            rich_help_panel=_ANSWER,
+        ),
+    ] = None,
     show_thinking: Annotated[
         bool,
         typer.Option(
@@ -127,6 +134,7 @@ def ask(
             "hidden": hidden,
             "max_file_size": max_file_size,
             "max_tokens": max_tokens,
+            "think": think and think.value,
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
@@ -182,6 +190,7 @@ def _request(question: str, corpus: CorpusRequest, settings: Settings, *, allow_
         corpus=corpus,
         model=resolve(settings.model, settings.models),
         strategy=settings.strategy,
+        think=settings.think if "think" in settings.origins else None,
         ctx=settings.ctx,
         max_tokens=settings.max_tokens,
         sampling=Sampling(

@@ -93,6 +93,14 @@ class StrategyChoice(str, Enum):
     select = "select"
 
 
+class ThinkChoice(str, Enum):
+    """`--think`."""
+
+    off = "off"
+    on = "on"
+    adaptive = "adaptive"
+
+
 class KVTypeChoice(str, Enum):
     """`--kv-type`."""
 

@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from m3cli.errors import ModelError
@@ -17,6 +18,8 @@ from m3cli.prompt.segments import Content, Segment, TemplateText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import jinja2
 
 # The format of models that bring no template of their own: plain text that base models continue.
 PLAIN_TEMPLATE = (
@@ -80,34 +83,8 @@ class ChatTemplate:
         return segments
 
     def _run(self, messages: list[dict[str, str]], variables: Mapping[str, object]) -> str:
-        import jinja2
-        import jinja2.ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def raise_exception(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        def tojson(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
-            return json.dumps(value, ensure_ascii=ensure_ascii, **layout)
-
-        class Generation(jinja2.ext.Extension):
-            """`{% generation %}…{% endgeneration %}`, which marks training text: the text alone."""
-
-            tags = {"generation"}  # noqa: RUF012 - jinja2's way to name them
-
-            def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-                next(parser.stream)
-                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-        # The settings and extensions that Hugging Face's apply_chat_template renders with.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-        )
-        environment.filters["tojson"] = tojson
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = _FIXED_DATE.strftime
         try:
-            return environment.from_string(self.source).render(
+            return self._compiled.render(
                 messages=messages, add_generation_prompt=True, **{**self._tokens, **variables}
             )
         except Exception as error:
@@ -115,6 +92,41 @@ class ChatTemplate:
                 f"The model's chat template fails: {error}.",
                 "Use a GGUF of this model with its published chat template.",
             ) from error
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        """The template, ready to render: compiling it takes longer than many renderings."""
+        return _environment().from_string(self.source)
+
+
+def _environment() -> jinja2.Environment:
+    """The settings and extensions that Hugging Face's apply_chat_template renders with."""
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **layout)
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}…{% endgeneration %}`, which marks training text: the text alone."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2's way to name them
+
+        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = _FIXED_DATE.strftime
+    return environment
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

@@ -26,12 +26,13 @@ from m3cli.plan.planner import plan_window
 from m3cli.prompt.chat import Message
 from m3cli.prompt.pack import Pack, Strategy, pack_chunks
 from m3cli.prompt.segments import Content, Segment, TemplateText, encode_segments
+from m3cli.prompt.thinking import ThinkMode, think_variables
 from m3cli.tasks.citations import Citation, check_citations
 from m3cli.tasks.model import OpenModel, open_model
 from m3cli.tasks.thinking import Kind, ThinkingSplitter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from m3cli.engine.events import Engine, KVType
     from m3cli.model.catalog import ModelRef
@@ -46,17 +47,24 @@ DENSE = (
     "The model runs with dense attention instead of the sparse attention that it was trained with: do not "
     "rely on its answers."
 )
+NO_SWITCH = (
+    "Thinking '{mode}' was asked for, but the chat template of the model {model} has no switch for it."
+)
 UNCITED = "The answer cites no lines that m3 could verify: check it against the files."
 
 
 @dataclass(frozen=True, slots=True)
 class AskRequest:
-    """Everything that one question depends on. `ctx` and `max_tokens` 0 leave the choice to m3."""
+    """Everything that one question depends on. `ctx` and `max_tokens` 0 leave the choice to m3.
+
+    `think` None is off as well, without a word about models that have no switch for it.
+    """
 
     question: str
     corpus: CorpusRequest
     model: ModelRef
     strategy: Strategy = "auto"
+    think: ThinkMode | None = None
     ctx: int = 0
     max_tokens: int = 0
     sampling: Sampling = field(default_factory=Sampling)
@@ -134,10 +142,14 @@ def ask(
     # 1. the model's facts, then the corpus in its tokens
     with open_model(request.model) as model:
         corpus = read_corpus(request.corpus, stdin)
-        packed, tokens, prompt = _pack(request, model, corpus)
+        thinking = think_variables(model.template, request.think or "off")
+        packed, tokens, prompt = _pack(request, model, corpus, thinking or {})
     pack_seconds = time.perf_counter() - started
     yield packed
-    for note in (*corpus.notes, *model.notes):
+    notes = [*corpus.notes, *model.notes]
+    if request.think and thinking is None:
+        notes.append(NO_SWITCH.format(mode=request.think, model=request.model.name))
+    for note in notes:
         warnings.append(note)
         yield Notice(note)
 
@@ -197,30 +209,38 @@ def ask(
     )
 
 
-def _pack(request: AskRequest, model: OpenModel, corpus: Corpus) -> tuple[Packed, list[int], list[Segment]]:
+def _pack(
+    request: AskRequest, model: OpenModel, corpus: Corpus, variables: Mapping[str, object]
+) -> tuple[Packed, list[int], list[Segment]]:
     """The pack that fits this model's window, and its prompt as token ids and as segments."""
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in model.tokenizer.encode_batch(texts)]
 
     window = plan_window(model.shape.context_length, request.ctx, request.max_tokens)
-    bare = len(encode_segments(_prompt(model, (), request.question), model.tokenizer))
+    bare = len(encode_segments(_prompt(model, (), request.question, variables), model.tokenizer))
     pack = pack_chunks(
         corpus.chunks, count, budget=window.room(bare), strategy=request.strategy, question=request.question
     )
-    prompt = _prompt(model, pack.parts, request.question)
+    prompt = _prompt(model, pack.parts, request.question, variables)
     tokens = encode_segments(prompt, model.tokenizer)
     packed = Packed(model, corpus, pack, len(tokens), window.answer, window.n_ctx(len(tokens)))
     return packed, tokens, prompt
 
 
-def _prompt(model: OpenModel, parts: tuple[str, ...], question: str) -> list[Segment]:
-    """Instructions, corpus, question: all that differs between two questions comes last."""
+def _prompt(
+    model: OpenModel, parts: tuple[str, ...], question: str, variables: Mapping[str, object]
+) -> list[Segment]:
+    """Instructions, corpus, question: all that differs between two questions comes last.
+
+    `variables` are handed to the chat template.
+    """
     return model.template.render(
         [
             Message("system", (Content(INSTRUCTIONS),)),
             Message("user", (*map(Content, parts), Content(f"\nQuestion: {question.strip()}"))),
-        ]
+        ],
+        **variables,
     )
 
 

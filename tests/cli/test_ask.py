@@ -146,3 +146,31 @@ def test_a_seed_makes_sampling_repeatable(m3: Run, tmp_path: Path) -> None:
         for seed in ("1", "1", "2")
     ]
     assert answers[0] == answers[1] != answers[2]
+
+
+def test_a_thinking_mode_that_the_model_cannot_take(m3: Run, tmp_path: Path) -> None:
+    """Asked for by flag, environment or file, it is a note and a warning; the default says nothing."""
+    (tmp_path / "a.py").write_text("x = 1\n")
+    asked = ["ask", "a.py", "What is x?", "--max-tokens", "1", "--json"]
+    silent = m3(*asked)
+    config = tmp_path / "thinking.toml"
+    config.write_text('think = "off"\n')
+    for mode, done in (
+        ("on", m3(*asked, "--think", "on")),
+        ("adaptive", m3(*asked, M3_THINK="adaptive")),
+        ("off", m3(*asked, M3_CONFIG=str(config))),
+    ):
+        note = f"Thinking '{mode}' was asked for, but the chat template of the model demo has no switch"
+        assert f"note: {note}" in done.stderr
+        assert json.loads(done.stdout)["warnings"][0].startswith(note)
+        assert json.loads(done.stdout)["usage"] == json.loads(silent.stdout)["usage"]
+    assert "Thinking" not in silent.stdout + silent.stderr
+
+
+def test_there_are_three_thinking_modes(m3: Run, tmp_path: Path) -> None:
+    """Another word, as a flag or from the environment, is a usage error that names the three."""
+    (tmp_path / "a.py").write_text("x = 1\n")
+    for done in (m3("ask", "a.py", "x?", "--think", "often"), m3("ask", "a.py", "x?", M3_THINK="often")):
+        assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+        assert "often" in done.stderr
+        assert all(mode in done.stderr for mode in ("off", "on", "adaptive"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonschema
@@ -12,12 +14,15 @@ from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefille
 from m3cli.engine.fake import FakeEngine
 from m3cli.errors import CorpusError, DoesNotFitError, UsageError
 from m3cli.model.catalog import resolve
+from m3cli.model.tokenizer import _LETTERS
 from m3cli.report.ask_json import ask_object, ask_schema
 from m3cli.tasks.ask import UNCITED, Answer, AskEvent, AskRequest, Packed, Text, ask
 from m3cli.tasks.model import open_model
+from tests.gguf_files import NORMAL, USER_DEFINED, write_vocabulary
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from m3cli.model.catalog import ModelRef
+    from m3cli.prompt.thinking import ThinkMode
 
 
 @pytest.fixture
@@ -139,3 +144,71 @@ def test_an_empty_tree_is_an_error(tmp_path: Path) -> None:
     """Nothing to read is a CorpusError that names the directory."""
     with pytest.raises(CorpusError, match="There is no text to read in"):
         run(request(tmp_path), "x")
+
+
+TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
+THINK_TAGS = ["<mm:think>", "</mm:think>"]
+
+
+def model_with(path: Path, template: str) -> ModelRef:
+    """A model of bytes, M3's think tags and this chat template, with nothing to run."""
+    tokens = [*_LETTERS, "th", *THINK_TAGS]
+    types = [NORMAL] * (len(_LETTERS) + 1) + [USER_DEFINED] * len(THINK_TAGS)
+    fields = {"tokenizer.chat_template": template, "llama.context_length": 8192}
+    write_vocabulary(path, "minimax-m2", tokens, types, ["t h"], **fields)
+    return resolve(str(path), {})
+
+
+@pytest.mark.parametrize(
+    ("think", "tail", "says"),
+    [
+        (None, "]~b]ai\n</mm:think>", "It retries."),
+        ("off", "]~b]ai\n</mm:think>", "It retries."),
+        ("on", "]~b]ai\n<mm:think>", "Three times.</mm:think>It retries."),
+        ("adaptive", "]~b]ai\n", "<mm:think>Three times.</mm:think>It retries."),
+        ("adaptive", "]~b]ai\n", "It retries."),
+    ],
+)
+def test_the_thinking_mode_ends_the_prompt(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory, think: ThinkMode | None, tail: str, says: str
+) -> None:
+    """MiniMax-M3 gets its tag for each mode as a token, and its reasoning is told apart in each."""
+    path = tmp_path_factory.mktemp("model") / "m3.gguf"
+    model = model_with(path, (TEMPLATES / "minimax-m3.jinja").read_text("utf-8"))
+    tokenizer = open_model(model).tokenizer
+    events, engine = run(replace(request(tree, think=think), model=model), says)
+    tokens = engine.requests[0].tokens
+    ending = tokenizer.encode_template(tail)
+    assert tokens[-len(ending) :] == ending
+    assert len(ending) == len("]~b]ai\n") + ("think" in tail)  # bytes, and the tag as one token
+    assert events[-1].text == "It retries."  # type: ignore[union-attr]
+    assert "".join(e.text for e in events if isinstance(e, Text) and e.kind == "thinking") == (
+        "Three times." if "Three" in says else ""
+    )
+
+
+def test_what_a_template_says_about_thinking_is_counted(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The corpus gets the room that is left beside the template's text for the mode that is asked for."""
+    template = (
+        "{% if enable_thinking %}{{ 'Think. ' * 100 }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    model = model_with(tmp_path_factory.mktemp("model") / "wordy.gguf", template)
+    (tree / "long.py").write_text("def more():\n    return 2\n\n\n" * 200)
+    asked = request(tree, think="on", ctx=3072, max_tokens=100, strategy="select")
+    packed = run(replace(asked, model=model), "x")[0][0]
+    assert isinstance(packed, Packed)
+    assert packed.pack.omitted
+    assert packed.prompt_tokens + 100 <= 3072
+
+
+@pytest.mark.parametrize("think", [None, "off", "on", "adaptive"])
+def test_a_mode_that_the_model_cannot_take_is_said(tree: Path, think: ThinkMode | None) -> None:
+    """A model without a switch gets a notice and a warning with its name, if a mode was asked for."""
+    events, _ = run(request(tree, think=think), "x (retry.py:1).")
+    note = f"Thinking '{think}' was asked for, but the chat template of the model demo has no switch for it."
+    expected = (note,) if think else ()
+    assert tuple(event.text for event in events if isinstance(event, Notice)) == expected
+    assert events[-1].warnings == expected  # type: ignore[union-attr]
