@@ -28,10 +28,12 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "scoring_func": ("sigmoid",),
     "hidden_act": ("swigluoai", "silu"),  # transformers saves "silu" for the same activation
     "swiglu_alpha": (1.702,),
+    "swiglu_beta": (1.0,),
     "swiglu_limit": (7.0,),
     "use_gemma_norm": (True,),
     "use_qk_norm": (True,),
     "qk_norm_type": ("per_head",),
+    "attention_output_gate": (False,),
     "use_routing_bias": (True,),
     "tie_word_embeddings": (False,),
     "rope_scaling": (None,),
@@ -133,8 +135,9 @@ class _Section:
     def require(self, fixed: Mapping[str, tuple[object, ...]]) -> None:
         for key, allowed in fixed.items():
             if key in self._values and self._values[key] not in allowed:
+                shown = _shown(self._values[key])
                 raise ModelError(
-                    f"{self.path} sets {self._prefix}{key} to {self._values[key]!r}; llama.cpp computes "
+                    f"{self.path} sets {self._prefix}{key} to {shown}; llama.cpp computes "
                     f"{ARCHITECTURE} with {allowed[0]!r} only, so a conversion would give wrong answers.",
                     _UNLIKE_M3,
                 )
@@ -144,9 +147,9 @@ class _Section:
         return ModelError(f"{self.path} does not state {named}.", _INCOMPLETE)
 
     def _wrong(self, key: str, value: object, wanted: str) -> ModelError:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ModelError(f"{self.path} sets {self._prefix}{key} to {shown}, not to {wanted}.", _INCOMPLETE)
+        return ModelError(
+            f"{self.path} sets {self._prefix}{key} to {_shown(value)}, not to {wanted}.", _INCOMPLETE
+        )
 
 
 def read_hparams(directory: Path) -> HParams:
@@ -157,10 +160,11 @@ def read_hparams(directory: Path) -> HParams:
     """
     path = directory / "config.json"
     whole = _Section(path, read_json(path))
-    kind = str(whole.get("model_type"))
-    if not kind.startswith("minimax_m3"):
+    kind = whole.get("model_type")
+    if not str(kind).startswith("minimax_m3"):
         raise ModelError(
-            f"{path} describes a model of type {kind!r}; m3 converts MiniMax-M3 ('minimax_m3_vl') only.",
+            f"{path} describes a model of type {_shown(kind)}; m3 converts MiniMax-M3 "
+            "('minimax_m3_vl') only.",
             "For other models, use llama.cpp's convert_hf_to_gguf.py.",
         )
     config = whole.section("text_config") if whole.get("text_config") is not None else whole
@@ -169,26 +173,24 @@ def read_hparams(directory: Path) -> HParams:
     sparse = config.section("sparse_attention_config")
     sparse.require(_FIXED_SPARSE)
     layers = config.positive("num_hidden_layers")
-    heads, hidden = config.positive("num_attention_heads"), config.positive("hidden_size")
-    kv_heads = config.positive("num_key_value_heads")
-    head_dim = config.positive("head_dim", hidden // heads)
+    head_dim = config.positive("head_dim")
     expert_ff = config.positive("intermediate_size")
     dense_layers = _dense_layers(config, sparse, layers)
 
     def indexer(saved: str, published: str) -> int:
         if config.get(saved) is None and sparse.get(published) is None:
             raise config.missing(saved, f"sparse_attention_config.{published}")
-        return sparse.positive(published) if config.get(saved) is None else config.positive(saved)
+        return config.positive(saved) if sparse.get(published) is None else sparse.positive(published)
 
     result = HParams(
         layers=layers,
         dense_layers=dense_layers,
-        hidden=hidden,
+        hidden=config.positive("hidden_size"),
         vocab_size=config.positive("vocab_size"),
         context_length=config.positive("max_position_embeddings"),
         rms_eps=config.number("rms_norm_eps"),
-        heads=heads,
-        kv_heads=kv_heads,
+        heads=config.positive("num_attention_heads"),
+        kv_heads=config.positive("num_key_value_heads"),
         head_dim=head_dim,
         rotary_dim=_rotary_dim(config, head_dim),
         rope_theta=_rope_theta(config),
@@ -205,12 +207,8 @@ def read_hparams(directory: Path) -> HParams:
         index_local=indexer("index_local_blocks", "sparse_local_block"),
     )
     config.require({"shared_intermediate_size": (expert_ff,)})
-    if result.index_heads != kv_heads:
-        raise ModelError(
-            f"{path} has {result.index_heads} indexer heads for {kv_heads} key/value heads; llama.cpp needs "
-            "as many of one as of the other.",
-            _UNLIKE_M3,
-        )
+    if nonsense := _nonsense(result):
+        raise ModelError(f"{path} has {nonsense}, which llama.cpp cannot run.", _UNLIKE_M3)
     return result
 
 
@@ -234,6 +232,30 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object.", "Take the file from the published checkpoint.")
     return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nonsense(h: HParams) -> str:
+    """What llama.cpp dies of, or selects the wrong blocks with; mostly what m3cli.model.preflight refuses."""
+    if h.dense_layers == h.layers:
+        return "no layer with sparse attention"
+    if h.heads % h.kv_heads:
+        return f"{h.heads} heads, no multiple of its {h.kv_heads} key/value heads"
+    if h.index_heads != h.kv_heads:
+        return f"{h.index_heads} indexer heads for {h.kv_heads} key/value heads"
+    if h.index_dim < h.rotary_dim:
+        return f"indexer keys of {h.index_dim} elements, of which {h.rotary_dim} would be rotated"
+    if h.index_block > h.context_length or h.index_block & (h.index_block - 1):
+        return f"blocks of {h.index_block} tokens, which is no power of two within the context"
+    if h.index_local > h.index_top_k:
+        return f"{h.index_local} local blocks of {h.index_top_k} a query"
+    if h.experts_used > h.experts:
+        return f"{h.experts} experts, of which a token would use {h.experts_used}"
+    return ""
 
 
 def _dense_layers(config: _Section, sparse: _Section, layers: int) -> int:

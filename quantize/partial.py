@@ -1,0 +1,239 @@
+"""Files that are written for hours: in a directory of their own until all are complete.
+
+`OUT.partial/` holds the files under their final names and a journal of how much of them is known to
+be on the disk. A killed process loses what came after the last entry of the journal. When the last
+byte is written, the files move to where they belong, the first one last, so that a name that can
+be opened means a model that is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from m3cli.errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+_JOURNAL = "journal.json"
+_SYNC_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file to be made; `nbytes` is what it will have."""
+
+    name: str
+    nbytes: int
+
+
+class PartialFiles:
+    """Writes `files` beside `out`, one after the other, each from its beginning to its end.
+
+    `fingerprint` stands for everything that the bytes depend on. `done` counts the bytes of all files
+    that are written, in the order of `files`; after a resumption it is more than 0. A context manager:
+    leaving it keeps what was written. Raises UsageError when the files exist, when there is an unfinished
+    conversion and `resume` is off, when it was of something else, and when another process is at it;
+    MachineError when the disk is too full or does not let itself be written.
+    """
+
+    def __init__(
+        self, out: Path, files: Sequence[OutputFile], fingerprint: str, *, resume: bool = False
+    ) -> None:
+        self.directory = partial_directory(out)
+        self.total = sum(file.nbytes for file in files)
+        self.done = 0
+        self._files = files
+        self._fingerprint = fingerprint
+        self._file: BinaryIO | None = None
+        self._unsynced = 0
+        self._lock = -1
+        with self._writing():
+            # 1. Refuse what would lose something.
+            if self.directory.exists():
+                self._take_lock()
+                self._read_journal(resume=resume)
+            existing = [file for file in files if self._target(file).exists()]
+            if existing and self.done < self.total:
+                raise UsageError(
+                    f"{self._target(existing[0])} already exists.",
+                    "Delete it, or name another file with --out.",
+                )
+            free = shutil.disk_usage(out.parent).free
+            if free < self.total - self.done:
+                raise MachineError(
+                    f"The conversion needs {_gigabytes(self.total - self.done)} more in {out.parent}, "
+                    f"which has {_gigabytes(free)} free.",
+                    "Free some space, name another place with --out, or choose a smaller --type.",
+                )
+            # 2. Go on where the journal ends.
+            if not self.directory.exists():
+                self.directory.mkdir()
+                self._take_lock()
+                self._write_journal()
+            for file, kept in self._kept():
+                path = self.directory / file.name
+                if path.exists():
+                    os.truncate(path, kept)
+
+    def __enter__(self) -> PartialFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._writing():
+            if self._file is not None and kind is not None and not isinstance(error, MachineError):
+                self.sync()  # an interrupt loses nothing
+            self._close()
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Write `data` behind what is there; it has to end within one file."""
+        with self._writing():
+            if self._file is None:
+                self._file = self._open()
+            self._file.write(data)
+            self.done += len(data)
+            self._unsynced += len(data)
+            ends = self.done in self._ends()
+            if ends or self._unsynced >= _SYNC_BYTES:
+                self.sync()
+            if ends:
+                self._file.close()
+                self._file = None
+
+    def sync(self) -> None:
+        """Bring what was written to the disk, then say so in the journal."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._write_journal()
+        self._unsynced = 0
+
+    def publish(self) -> list[Path]:
+        """Give the complete files their final names, and return these."""
+        with self._writing():
+            for file in reversed(self._files):
+                if (self.directory / file.name).exists():  # else a run that was killed just here did it
+                    (self.directory / file.name).rename(self._target(file))
+            _sync_directory(self.directory.parent)
+            self._close()
+            shutil.rmtree(self.directory)
+        return [self._target(file) for file in self._files]
+
+    def _target(self, file: OutputFile) -> Path:
+        return self.directory.parent / file.name
+
+    def _ends(self) -> list[int]:
+        """`done` after each file."""
+        ends = [0]
+        for file in self._files:
+            ends.append(ends[-1] + file.nbytes)
+        return ends[1:]
+
+    def _kept(self) -> Iterator[tuple[OutputFile, int]]:
+        """How many bytes of each file the journal vouches for."""
+        for file, end in zip(self._files, self._ends(), strict=True):
+            yield file, min(max(self.done - (end - file.nbytes), 0), file.nbytes)
+
+    def _open(self) -> BinaryIO:
+        file = next(file for file, end in zip(self._files, self._ends(), strict=True) if self.done < end)
+        return (self.directory / file.name).open("ab")
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._close()
+            raise UsageError(
+                f"Another process is writing {self.directory}.",
+                "Wait for it, or name another file with --out.",
+            ) from error
+
+    def _read_journal(self, *, resume: bool) -> None:
+        path = self.directory / _JOURNAL
+        restart = f"Delete {self.directory} to start anew."
+        try:
+            journal = json.loads(path.read_bytes())
+            fingerprint, done = str(journal["fingerprint"]), int(journal["done"])
+        except FileNotFoundError:  # killed before the first entry
+            return
+        except (ValueError, TypeError, LookupError) as error:
+            raise UsageError(f"{path} is no journal of an unfinished conversion.", restart) from error
+        if not resume:
+            raise UsageError(
+                f"There is an unfinished conversion in {self.directory}, {done / self.total:.0%} of it done.",
+                f"Continue it with --resume. {restart}",
+            )
+        if fingerprint != self._fingerprint:
+            raise UsageError(
+                f"The unfinished conversion in {self.directory} is of another checkpoint, or was begun with "
+                "other options or another version.",
+                f"Use the options that it was begun with. {restart}",
+            )
+        self.done = done
+        for file, kept in self._kept():
+            here = self.directory / file.name
+            if done == self.total and not here.exists():
+                here = self._target(file)
+            if kept and (not here.exists() or here.stat().st_size < kept):
+                self.done = 0
+                raise UsageError(
+                    f"{here} is shorter than the journal beside it says, so it was changed or damaged.",
+                    restart,
+                )
+
+    def _write_journal(self) -> None:
+        path = self.directory / _JOURNAL
+        temporary = path.with_suffix(".new")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({"fingerprint": self._fingerprint, "done": self.done}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._close()
+            raise MachineError(
+                f"{self.directory} cannot be written: {error.strerror}.",
+                "Free some space or mend the disk, then continue with --resume; nothing is lost.",
+            ) from error
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what it could not write is written again on resumption
+                self._file.close()
+            self._file = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def partial_directory(out: Path) -> Path:
+    """Where an unfinished `out` lies."""
+    return out.with_name(out.name + ".partial")
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB"
