@@ -9,13 +9,14 @@ import sys
 def _forget_current_directory() -> None:
     """Take the current directory off the module path: it may be the very tree that is reviewed.
 
-    It gets there by `python -m m3cli` and by an empty entry of PYTHONPATH. m3's own modules are found
-    by the location of the package.
+    It gets there by `python -m m3cli` and by an empty entry of PYTHONPATH.
     """
     try:
         here = os.path.realpath(os.getcwd())  # noqa: PTH109 - pathlib is not imported yet
     except OSError:  # it was deleted: nothing can be imported from it
         here = ""
+    if here == os.path.dirname(os.path.dirname(os.path.realpath(__file__))):  # noqa: PTH120
+        here = ""  # m3 runs from this very directory: its modules are in use anyway
     sys.path[:] = [entry for entry in sys.path if os.path.isabs(entry) and os.path.realpath(entry) != here]  # noqa: PTH117
 
 

@@ -12,17 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3cli.errors import MachineError, ModelError
-from quantize.hparams import read_json
+import torch
+from safetensors import SafetensorError, safe_open
 
-try:
-    import torch
-    from safetensors import SafetensorError, safe_open
-except ImportError as error:
-    raise MachineError(
-        f"Converting needs a package that is not installed: {error.name}.",
-        "Install them with: pip install 'm3cli[quantize]'.",
-    ) from error
+from m3cli.errors import ModelError
+from quantize.hparams import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -16,13 +16,14 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from m3cli.errors import MachineError, ModelError, UsageError
 
 try:
     import gguf
     import numpy as np
+    import safetensors  # noqa: F401 - for the sentence below
     import torch
     from gguf.quants import quantize
 except ImportError as error:
@@ -32,16 +33,15 @@ except ImportError as error:
     ) from error
 
 from quantize.checkpoint import Checkpoint, Weight
+from quantize.events import Converted, ConvertEvent, ConvertRequest, OutputFile, OutType, Planned, Progress
 from quantize.hparams import ARCHITECTURE, HParams, read_hparams
 from quantize.metadata import add_hparams, add_metadata
 from quantize.names import Mapping, mappings, skipped_kind, text_name
-from quantize.partial import OutputFile, PartialFiles, partial_directory
+from quantize.partial import PartialFiles
 from quantize.vocabulary import add_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-OutType = Literal["bf16", "f16", "f32", "q8_0"]
 
 _TYPES: dict[OutType, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
     "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
@@ -53,64 +53,6 @@ _ALIGNMENT: int = gguf.GGUF_DEFAULT_ALIGNMENT  # bytes; of each tensor's data
 _PIECE_ELEMENTS = 8 << 20  # of a matrix, read and written at once: 32 MiB in f32
 _FORMAT = 1  # counts up whenever the same checkpoint would give other bytes
 _AGAIN = "Download the checkpoint again, or the files that differ from the published ones."
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertRequest:
-    """What to convert, into which file. `split_max_bytes` 0 makes one file.
-
-    A larger model becomes `OUT-0000I-of-0000N.gguf`, each of at most so many bytes of tensors, unless
-    one tensor alone has more.
-    """
-
-    source: Path
-    out: Path
-    type: OutType = "bf16"
-    split_max_bytes: int = 0
-    resume: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What will be written; nothing is yet. Sizes are in bytes.
-
-    `tensors` has (type, count, bytes) for each type, `skipped` the number of the checkpoint's tensors
-    by the reason why the text model does not need them, `license` what the file will state.
-    """
-
-    files: tuple[OutputFile, ...]
-    source_bytes: int
-    parameters: int
-    tensors: tuple[tuple[str, int, int], ...]
-    skipped: dict[str, int]
-    license: str | None
-    notes: tuple[str, ...]
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.nbytes for file in self.files)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """`done` of `total` bytes are written; `resumed` of them by an earlier run."""
-
-    done: int
-    total: int
-    resumed: int
-    tensor: str
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """The model is complete in `files`, the first of which is the one to name; `seconds` of this run."""
-
-    files: tuple[Path, ...]
-    seconds: float
-
-
-ConvertEvent = Planned | Progress | Converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +171,6 @@ def convert(request: ConvertRequest) -> Iterator[ConvertEvent]:
     conversion = Conversion(request)
     yield conversion.planned
     yield from conversion.run()
-
-
-def unfinished(out: Path) -> bool:
-    """Whether a conversion into `out` was begun and can be resumed."""
-    return partial_directory(out).exists()
 
 
 def _match(

@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from m3cli.errors import MachineError, UsageError
@@ -23,16 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from quantize.events import OutputFile
+
 _JOURNAL = "journal.json"
 _SYNC_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class OutputFile:
-    """A file to be made; `nbytes` is what it will have."""
-
-    name: str
-    nbytes: int
 
 
 class PartialFiles:
@@ -48,7 +41,7 @@ class PartialFiles:
     def __init__(
         self, out: Path, files: Sequence[OutputFile], fingerprint: str, *, resume: bool = False
     ) -> None:
-        self.directory = partial_directory(out)
+        self.directory = out.with_name(out.name + ".partial")
         self.total = sum(file.nbytes for file in files)
         self.done = 0
         self._files = files
@@ -220,11 +213,6 @@ class PartialFiles:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-
-def partial_directory(out: Path) -> Path:
-    """Where an unfinished `out` lies."""
-    return out.with_name(out.name + ".partial")
 
 
 def _sync_directory(path: Path) -> None:

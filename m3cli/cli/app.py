@@ -13,6 +13,7 @@ from m3cli.cli.ask import ask
 from m3cli.cli.doctor import doctor
 from m3cli.cli.model import model
 from m3cli.cli.pack import pack
+from m3cli.cli.quantize import quantize
 
 app = typer.Typer(
     name="m3",
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(pack)
 app.add_typer(model)
+app.add_typer(quantize)
 app.command()(doctor)
 
 

@@ -43,7 +43,8 @@ def problem(header: Header, shape: ModelShape) -> ModelError | None:
             "Download a quant that was made later, such as bartowski's or AesSedai's, or make one from the "
             "published checkpoint with m3 quantize convert.",
         )
-    nonsense = _nonsense(shape.indexer, shape) if shape.indexer else ""
+    rotated = header.get_int(f"{arch}.rope.dimension_count") or shape.head_dim_k
+    nonsense = _nonsense(shape.indexer, shape, rotated) if shape.indexer else ""
     if nonsense:
         return ModelError(
             f"{header.path} cannot be run: its sparse attention has {nonsense}.",
@@ -61,7 +62,7 @@ def dense_attention_error(name: str) -> ModelError:
     )
 
 
-def _nonsense(indexer: Indexer, shape: ModelShape) -> str:
+def _nonsense(indexer: Indexer, shape: ModelShape, rotated: int) -> str:
     """What llama.cpp's minimax-m3.cpp asserts or divides by, and what would select nothing."""
     if not 0 < indexer.block_size <= shape.context_length or indexer.block_size & (indexer.block_size - 1):
         return f"blocks of {indexer.block_size:,} tokens, which is no power of two within the context"
@@ -69,8 +70,12 @@ def _nonsense(indexer: Indexer, shape: ModelShape) -> str:
         return f"{indexer.top_k:,} blocks a query"
     if not 0 <= indexer.local_blocks <= indexer.top_k:
         return f"{indexer.local_blocks:,} local blocks of {indexer.top_k:,} a query"
-    if indexer.key_length <= 0:
-        return f"indexer keys of {indexer.key_length:,} elements"
+    if not 0 < rotated <= indexer.key_length:
+        return f"indexer keys of {indexer.key_length:,} elements, of which {rotated:,} would be rotated"
+    if shape.head_dim_k != shape.head_dim_v:
+        return f"keys of {shape.head_dim_k:,} elements and values of {shape.head_dim_v:,}"
+    if not shape.sparse_layers:
+        return f"no layer: all {shape.layers:,} are dense"
     sparse_heads = set(shape.kv_heads[shape.leading_dense_layers :])
     if sparse_heads - {indexer.head_count}:
         return (

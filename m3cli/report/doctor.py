@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from m3cli.report.text import printable, size
+from m3cli.report.text import fact_table, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,15 +14,10 @@ if TYPE_CHECKING:
 
 def doctor_table(diagnosis: Diagnosis) -> Table:
     """One row a fact; problems say what to do."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows: list[tuple[str, str, str]] = []
 
     def row(name: str, value: object, style: str = "") -> None:
-        table.add_row(name, Text(printable(str(value)), style=style))
+        rows.append((name, str(value), style))
 
     row("m3", diagnosis.m3)
     row("Python", diagnosis.python)
@@ -44,4 +39,4 @@ def doctor_table(diagnosis: Diagnosis) -> Table:
             row(f"  {name}", f"{value} (from {origin})")
     for problem in diagnosis.problems:
         row("problem", problem, style="bold red")
-    return table
+    return fact_table(rows)

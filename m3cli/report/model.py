@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from m3cli.report.text import printable, size
+from m3cli.report.text import fact_table, printable, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,15 +51,7 @@ def model_details(ref: ModelRef, shape: ModelShape, problem: M3Error | None = No
 
 def model_table(ref: ModelRef, shape: ModelShape, problem: M3Error | None = None) -> Table:
     """One row a fact, and one for `problem`: why it cannot be run."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in [*_rows(ref, shape), *([("problem", str(problem))] if problem else [])]:
-        table.add_row(name, Text(printable(value)))
-    return table
+    return fact_table([*_rows(ref, shape), *([("problem", str(problem))] if problem else [])])
 
 
 def _rows(ref: ModelRef, shape: ModelShape) -> list[tuple[str, str]]:
@@ -86,7 +78,10 @@ def _rows(ref: ModelRef, shape: ModelShape) -> list[tuple[str, str]]:
     kv = ", ".join(f"{shape.kv_bytes_per_token(kind, kind):,} B {kind}" for kind in _KV_TYPES)
     rows += [
         ("KV cache a token", kv if shape.indexer else f"{kv} (estimate)"),
-        ("vocabulary", f"{shape.vocab_size:,} tokens, {shape.tokenizer_model}/{shape.tokenizer_pre or '-'}"),
+        (
+            "vocabulary",
+            f"{shape.vocab_size:,} tokens, {shape.tokenizer_model or '-'}/{shape.tokenizer_pre or '-'}",
+        ),
         ("chat template", "yes" if shape.has_chat_template else "no"),
         ("license", shape.license or "not stated"),
     ]

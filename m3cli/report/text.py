@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from m3cli.corpus.types import skip_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
+    from rich.table import Table
 
     from m3cli.corpus.types import Skip
 
@@ -52,6 +53,19 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def fact_table(rows: Iterable[tuple[str, str] | tuple[str, str, str]]) -> Table:
+    """One row a fact: its name, its value, and a style for the value."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value, *style in rows:
+        table.add_row(name, Text(printable(value), style=style[0] if style else ""))
+    return table
 
 
 def skip_summary(skips: Sequence[Skip]) -> str:

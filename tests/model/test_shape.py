@@ -11,6 +11,8 @@ from m3cli.model.header import read_header
 from m3cli.model.shape import ModelShape
 from tests.gguf_files import LLAMA_KEYS, write_gguf, write_model
 from tests.hugging_face import smollm2_path
+from tests.model.test_preflight import INDEXER as INDEXER_PREFIX
+from tests.model.test_preflight import write_m3
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,3 +120,32 @@ def test_weights_are_summed_by_class(tmp_path: Path) -> None:
         "output": 8 * 64 * 2,
     }
     assert shape.parameters == sum(tensor.size for tensor in tensors.values())
+
+
+def test_cache_of_the_real_minimax_m3(tmp_path: Path) -> None:
+    """A token takes what llama.cpp was measured to allocate: K and V, and the indexer's K and unused V."""
+    shape = shape_of(write_m3(tmp_path / "m3.gguf"))
+    assert shape.kv_bytes_per_token("f16", "f16") == 152_064
+    assert shape.kv_bytes_per_token("q8_0", "q8_0") == 80_784
+    assert shape.kv_bytes_per_token("q4_0", "q4_0") == 42_768
+    per_million = shape.kv_bytes_per_token("q8_0", "q8_0") << 20
+    assert per_million == (65_280 + 15_504) << 20  # MiB, as the log says for 1,048,576 tokens
+
+
+def test_sparse_layers_are_those_with_an_indexer(tmp_path: Path) -> None:
+    """All layers but the leading dense ones are sparse, and a query attends 16 blocks of 128 in each."""
+    shape = shape_of(write_m3(tmp_path / "m3.gguf"))
+    assert (shape.layers, shape.leading_dense_layers, shape.sparse_layers) == (60, 3, 57)
+    assert shape.indexer is not None
+    assert shape.indexer.attended_tokens == 16 * 128
+    all_sparse = shape_of(write_m3(tmp_path / "all.gguf", {"minimax-m3.leading_dense_block_count": None}))
+    assert all_sparse.sparse_layers == 60
+    beyond = shape_of(write_m3(tmp_path / "beyond.gguf", {"minimax-m3.leading_dense_block_count": 99}))
+    assert (beyond.leading_dense_layers, beyond.sparse_layers) == (60, 0)
+
+
+def test_without_an_indexer_no_layer_is_sparse(tmp_path: Path) -> None:
+    """A key short of an indexer there is none, and only the plain cache is counted."""
+    shape = shape_of(write_m3(tmp_path / "old.gguf", {f"{INDEXER_PREFIX}local_blocks": None}))
+    assert (shape.indexer, shape.sparse_layers) == (None, 0)
+    assert shape.kv_bytes_per_token() == 60 * 4 * (128 + 128) * 2

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantize.convert import Converted, ConvertRequest, convert
+from quantize.convert import convert
+from quantize.events import Converted, ConvertRequest
 from scripts.make_tiny_m3 import make
 
 if TYPE_CHECKING:
