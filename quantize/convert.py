@@ -133,12 +133,13 @@ class Conversion:
         ) as output:
             resumed = output.done
             yield Progress(output.done, output.total, resumed, "")
-            position = 0
+            start = 0
             for piece in self._pieces():
-                position += piece.nbytes
-                if position > resumed:
-                    output.append(piece.make())
+                there = max(output.done - start, 0)  # of this piece, written by an earlier run
+                if there < piece.nbytes:
+                    output.append(piece.make()[there:])
                     yield Progress(output.done, output.total, resumed, piece.tensor)
+                start += piece.nbytes
             files = output.publish()
         yield Converted(tuple(files), time.monotonic() - started)
 

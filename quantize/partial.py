@@ -49,33 +49,12 @@ class PartialFiles:
         self._file: BinaryIO | None = None
         self._unsynced = 0
         self._lock = -1
-        with self._writing():
-            # 1. Refuse what would lose something.
-            if self.directory.exists():
-                self._take_lock()
-                self._read_journal(resume=resume)
-            existing = [file for file in files if self._target(file).exists()]
-            if existing and self.done < self.total:
-                raise UsageError(
-                    f"{self._target(existing[0])} already exists.",
-                    "Delete it, or name another file with --out.",
-                )
-            free = shutil.disk_usage(out.parent).free
-            if free < self.total - self.done:
-                raise MachineError(
-                    f"The conversion needs {_gigabytes(self.total - self.done)} more in {out.parent}, "
-                    f"which has {_gigabytes(free)} free.",
-                    "Free some space, name another place with --out, or choose a smaller --type.",
-                )
-            # 2. Go on where the journal ends.
-            if not self.directory.exists():
-                self.directory.mkdir()
-                self._take_lock()
-                self._write_journal()
-            for file, kept in self._kept():
-                path = self.directory / file.name
-                if path.exists():
-                    os.truncate(path, kept)
+        try:
+            with self._writing():
+                self._begin(out, resume=resume)
+        except BaseException:
+            self._close()
+            raise
 
     def __enter__(self) -> PartialFiles:
         return self
@@ -121,6 +100,34 @@ class PartialFiles:
             self._close()
             shutil.rmtree(self.directory)
         return [self._target(file) for file in self._files]
+
+    def _begin(self, out: Path, *, resume: bool) -> None:
+        # 1. Refuse what would lose something.
+        if self.directory.exists():
+            self._take_lock()
+            self._read_journal(resume=resume)
+        existing = [file for file in self._files if self._target(file).exists()]
+        if existing and self.done < self.total:
+            raise UsageError(
+                f"{self._target(existing[0])} already exists.",
+                "Delete it, or name another file with --out.",
+            )
+        free = shutil.disk_usage(out.parent).free
+        if free < self.total - self.done:
+            raise MachineError(
+                f"The conversion needs {_gigabytes(self.total - self.done)} more in {out.parent}, "
+                f"which has {_gigabytes(free)} free.",
+                "Free some space, name another place with --out, or choose a smaller --type.",
+            )
+        # 2. Go on where the journal ends.
+        if not self.directory.exists():
+            self.directory.mkdir()
+            self._take_lock()
+            self._write_journal()
+        for file, kept in self._kept():
+            path = self.directory / file.name
+            if path.exists():
+                os.truncate(path, kept)
 
     def _target(self, file: OutputFile) -> Path:
         return self.directory.parent / file.name

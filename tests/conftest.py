@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # A busy machine is no failure; and what fails in CI has to fail again on the next run.
 settings.register_profile("m3", deadline=None, derandomize="CI" in os.environ)
@@ -15,3 +20,25 @@ for _name in [name for name in os.environ if name.startswith("GIT_")]:
     del os.environ[_name]
 os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
 os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
+
+
+@pytest.fixture(scope="session")
+def tiny_m3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny MiniMax-M3 checkpoint in the published form, in bfloat16."""
+    from scripts.make_tiny_m3 import make  # imports torch and transformers
+
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny-m3"
+    make(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_m3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, converted to f32, which changes no weight."""
+    from quantize.convert import convert
+    from quantize.events import ConvertRequest
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny-m3.gguf"
+    for _ in convert(ConvertRequest(tiny_m3, path, "f32")):
+        pass
+    return path
