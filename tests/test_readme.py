@@ -24,7 +24,7 @@ COMMANDS = [
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_m3: Path) -> Path:
     """A git repository with all that the commands name."""
     place = tmp_path_factory.mktemp("workplace")
     demo = demo_model()
@@ -43,6 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (models / line).unlink(missing_ok=True)
         (models / line).symlink_to(demo.path)
     (place / "model.gguf").symlink_to(demo.path)
+    (place / "MiniMax-M3").symlink_to(tiny_m3)
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for arguments in (
         ["init", "-q"],

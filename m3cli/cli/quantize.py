@@ -43,7 +43,7 @@ def convert(
     ] = OutTypeChoice.bf16,
     split_max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Split into files of at most SIZE, such as 48G."),
+        typer.Option(metavar="SIZE", help="Split into files with at most SIZE of weights, such as 48G."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything but the weights, and write nothing.")

@@ -37,12 +37,12 @@ class ConvertConsole:
         if isinstance(event, Converted):
             total = size(sum(file.stat().st_size for file in event.files))
             self.note(f"wrote {amount(len(event.files), 'file')}, {total}, in {duration(event.seconds)}")
-        elif self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=event.done, description=event.tensor)
-        else:
+        elif event.done == event.resumed:  # the first
             if event.resumed:
                 self.note(f"resuming at {size(event.resumed)} of {size(event.total)}")
             self._begin(event)
+        elif self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=event.done, description=event.tensor)
 
     def note(self, line: str) -> None:
         """One line on stderr, unless quiet."""

@@ -267,7 +267,7 @@ def test_kill_9_and_resume(tiny_m3: Path, tmp_path: Path, converted: Convert, sp
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
-    assert "resuming at" in resumed.stderr
+    assert resumed.stderr.count("resuming at") == 1
     assert resumed.stdout.strip() == str(out.parent / whole[0].name)
     assert sorted(path.name for path in out.parent.iterdir()) == [path.name for path in whole]
     for path in whole:
