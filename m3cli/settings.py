@@ -39,7 +39,8 @@ class Settings:
     """What can be set outside a single command. Sizes are in tokens or bytes as named.
 
     `ctx` 0 is the model's own context length, `max_tokens` 0 a share of the window that the
-    planner chooses, `threads` 0 all physical cores, `gpu_layers` −1 as many as the device takes.
+    planner chooses, `threads` 0 all physical cores, `gpu_layers` −1 as many as the device takes,
+    `cache_size` 0 a share of the disk; `checkpoint_every` is in seconds.
     """
 
     model: str | None = None
@@ -47,11 +48,15 @@ class Settings:
     ctx: int = 0
     max_tokens: int = 0
     strategy: Literal["auto", "whole", "select"] = "auto"
+    order: Literal["auto", "churn", "path", "given"] = "auto"
     think: Literal["off", "on", "adaptive"] = "off"
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     threads: int = 0
     gpu_layers: int = -1
+    cache: bool = True
+    cache_size: int = 0
+    checkpoint_every: int = 300
     temperature: float = 0.0
     top_p: float = 0.95
     top_k: int = 40
@@ -80,6 +85,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (0, 2**31 - 1),
     "threads": (0, 512),
     "gpu_layers": (-1, 2**31 - 1),
+    "cache_size": (0, 2**63 - 1),
+    "checkpoint_every": (1, 2**31 - 1),
     "temperature": (0, 100),
     "top_p": (0, 1),
     "top_k": (0, 2**31 - 1),

@@ -10,10 +10,13 @@ import typer
 
 from m3cli import __version__
 from m3cli.cli.ask import ask
+from m3cli.cli.cache import cache
+from m3cli.cli.chat import chat
 from m3cli.cli.doctor import doctor
 from m3cli.cli.model import model
 from m3cli.cli.pack import pack
 from m3cli.cli.quantize import quantize
+from m3cli.cli.warm import warm
 
 app = typer.Typer(
     name="m3",
@@ -25,8 +28,11 @@ app = typer.Typer(
     epilog='Example:  m3 ask ./repo "where is the retry logic, and is it safe?"',
 )
 app.command()(ask)
+app.command()(chat)
+app.command()(warm)
 app.command()(pack)
 app.add_typer(model)
+app.add_typer(cache)
 app.add_typer(quantize)
 app.command()(doctor)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from m3cli.cli import options
+from m3cli.cli import options, values
 from m3cli.errors import ExitCode
 
 
@@ -24,6 +24,6 @@ def doctor(json: options.Json = False, debug: options.Debug = False) -> None:  #
     if json:
         write_json(asdict(diagnosis))
     else:
-        options.stdout_console().print(doctor_table(diagnosis))
+        values.stdout_console().print(doctor_table(diagnosis))
     if diagnosis.problems:
         raise typer.Exit(ExitCode.IMPOSSIBLE)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from m3cli.cli import options
+from m3cli.cli import options, values
 
 model = typer.Typer(name="model", help="What models there are, and what is in one.", no_args_is_help=True)
 
@@ -30,7 +30,7 @@ def list_models(json: options.Json = False, debug: options.Debug = False) -> Non
     if json:
         write_json([{"name": m.name, "path": str(m.path), "origin": m.origin} for m in models])
     else:
-        options.stdout_console().print(model_list_table(models))
+        values.stdout_console().print(model_list_table(models))
 
 
 @model.command("info")
@@ -61,4 +61,4 @@ def info(
     if json:
         write_json(model_details(ref, shape, problem))
     else:
-        options.stdout_console().print(model_table(ref, shape, problem))
+        values.stdout_console().print(model_table(ref, shape, problem))

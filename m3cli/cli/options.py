@@ -1,24 +1,17 @@
-"""Options that several commands share, and what becomes of them."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from m3cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from m3cli.corpus.corpus import CorpusRequest
-    from m3cli.settings import Settings
-
 CORPUS_PANEL = "What is read"
 MODEL_PANEL = "Model"
+ANSWER_PANEL = "Answer"
+RUN_PANEL = "How the model runs"
+CACHE_PANEL = "What is kept"
 OUTPUT_PANEL = "Output"
 
 FilesFrom = Annotated[
@@ -117,61 +110,120 @@ class SwitchChoice(str, Enum):
     off = "off"
 
 
-def stdout_console() -> Console:
-    """Tables on standard output; not cut at 80 columns when that is a pipe."""
-    from rich.console import Console
+class OrderChoice(str, Enum):
+    """`--order`."""
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-
-
-def read_stdin() -> bytes:
-    """All of standard input. Raises UsageError when it is closed."""
-    if sys.stdin is None:
-        raise UsageError("Standard input is closed.", "Pipe or redirect something into m3.")
-    return sys.stdin.buffer.read()
+    auto = "auto"
+    churn = "churn"
+    path = "path"
+    given = "given"
 
 
-def corpus_request(
-    paths: list[str],
-    settings: Settings,
-    *,
-    files_from: str | None,
-    null: bool,
-    no_ignore: bool,
-    output: Path | None = None,
-) -> CorpusRequest:
-    """What to read. Raises UsageError if nothing is named or the path list cannot be read."""
-    from m3cli.corpus.corpus import CorpusRequest
-    from m3cli.corpus.documents import DocumentLimits
-    from m3cli.corpus.sources import WalkOptions, read_path_list
-
-    listed: list[str] = []
-    if files_from is not None:
-        if files_from == "-" and "-" in paths:
-            raise UsageError(
-                "Standard input cannot be both the list of paths and a document.",
-                "Put the list into a file and name that with --files-from.",
-            )
-        try:
-            data = read_stdin() if files_from == "-" else Path(files_from).read_bytes()
-        except OSError as error:
-            raise UsageError(
-                f"The path list {files_from} cannot be read: {error.strerror}.",
-                "Name a readable file, or - for stdin.",
-            ) from error
-        listed = read_path_list(data, nul=null)
-    if not paths and not listed:
-        raise UsageError("There is nothing to read.", "Name a directory, a file, or - for standard input.")
-    given_limit = settings.max_file_size if settings.origins.get("max_file_size") else None
-    return CorpusRequest(
-        paths=tuple(paths),
-        listed=tuple(listed),
-        walk=WalkOptions(
-            include=settings.include,
-            exclude=settings.exclude,
-            use_ignore_files=not no_ignore,
-            hidden=settings.hidden,
-        ),
-        limits=DocumentLimits(max_bytes=settings.max_file_size, explicit_max_bytes=given_limit),
-        output=output,
-    )
+Order = Annotated[
+    OrderChoice | None,
+    typer.Option(
+        help="Order of files: what changes often last (churn), path, as given (auto: churn in git trees).",
+        rich_help_panel=CORPUS_PANEL,
+    ),
+]
+Ref = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REF",
+        help="Read the files of this git commit, branch or tag, not those on the disk.",
+        rich_help_panel=CORPUS_PANEL,
+    ),
+]
+Strategy = Annotated[
+    StrategyChoice | None,
+    typer.Option(
+        help="Read the whole corpus, or select what fits (auto: whole if it fits).",
+        rich_help_panel=CORPUS_PANEL,
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Longest answer, in tokens.", rich_help_panel=ANSWER_PANEL),
+]
+Think = Annotated[
+    ThinkChoice | None,
+    typer.Option(
+        help="Let the model reason before it answers (default: off; adaptive: as it sees fit).",
+        rich_help_panel=ANSWER_PANEL,
+    ),
+]
+ShowThinking = Annotated[
+    bool,
+    typer.Option(
+        "--show-thinking", help="Show the model's reasoning on stderr.", rich_help_panel=ANSWER_PANEL
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, help="0, the default, always takes the likeliest token.", rich_help_panel=ANSWER_PANEL
+    ),
+]
+TopP = Annotated[float | None, typer.Option(min=0.0, max=1.0, rich_help_panel=ANSWER_PANEL)]
+TopK = Annotated[int | None, typer.Option(min=0, rich_help_panel=ANSWER_PANEL)]
+MinP = Annotated[float | None, typer.Option(min=0.0, max=1.0, rich_help_panel=ANSWER_PANEL)]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 2, rich_help_panel=ANSWER_PANEL)]
+RepeatPenalty = Annotated[
+    float | None,
+    typer.Option(
+        min=1.0,
+        max=10.0,
+        help="Over 1, keeps tiny models from repeating themselves.",
+        rich_help_panel=ANSWER_PANEL,
+    ),
+]
+Ctx = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Use at most N tokens of context (default: the model's).",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+KVType = Annotated[
+    KVTypeChoice | None,
+    typer.Option(help="Type of the KV cache; smaller saves memory.", rich_help_panel=RUN_PANEL),
+]
+FlashAttention = Annotated[
+    SwitchChoice | None, typer.Option(help="Flash attention (auto: on).", rich_help_panel=RUN_PANEL)
+]
+AllowDense = Annotated[
+    bool,
+    typer.Option(
+        "--allow-dense",
+        help="Run MiniMax-M3 even without its sparse attention.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads (default: physical cores).", rich_help_panel=RUN_PANEL),
+]
+GPULayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|N", help="Layers on the GPU (auto: as many as there are).", rich_help_panel=RUN_PANEL
+    ),
+]
+Cache = Annotated[
+    bool | None,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Keep what was computed of the context for the next run (default).",
+        rich_help_panel=CACHE_PANEL,
+    ),
+]
+CheckpointEvery = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="In long prefills, save after each TIME, such as 30s or 5m (default 5m).",
+        rich_help_panel=CACHE_PANEL,
+    ),
+]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m3cli.cli import options
+from m3cli.cli import options, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,12 +99,12 @@ def pack(
             "max_file_size": max_file_size,
         }
     )
-    corpus = options.corpus_request(
+    corpus = values.corpus_request(
         paths or [], settings, files_from=files_from, null=null, no_ignore=no_ignore, output=output
     )
     with _tokenizer(settings) as (tokenizer, name):
         request = PackRequest(corpus, format.value, budget, query, tokenizer, name)
-        result = run(request, stdin=options.read_stdin)
+        result = run(request, stdin=values.read_stdin)
     data = result.text.encode("utf-8", "replace")
     if output is None or str(output) == "-":
         write_stdout(data)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
 import typer
 
-from m3cli.cli import options
-from m3cli.errors import UsageError
+from m3cli.cli import options, values
 
 quantize = typer.Typer(
     name="quantize", help="From a published checkpoint to a model file.", no_args_is_help=True
 )
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class OutTypeChoice(str, Enum):
@@ -64,7 +60,7 @@ def convert(
     from quantize.convert import Conversion
     from quantize.events import Converted, ConvertRequest
 
-    split = _size(split_max_size) if split_max_size is not None else 0
+    split = values.nbytes(split_max_size, "--split-max-size") or 0
     conversion = Conversion(ConvertRequest(source, out, out_type.value, split, resume))
     done: Converted | None = None
     with ConvertConsole(quiet=quiet) as console:
@@ -77,17 +73,6 @@ def convert(
     if json:
         write_json(convert_object(conversion.planned, done))
     elif done is None:
-        options.stdout_console().print(plan_table(conversion.planned))
+        values.stdout_console().print(plan_table(conversion.planned))
     else:
         write_stdout(f"{done.files[0]}\n".encode("utf-8", "surrogateescape"))
-
-
-def _size(text: str) -> int:
-    """Bytes of `48G`: powers of 1,000, as the names of published files count them."""
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)B?", text.strip().upper())
-    if match is None or not int(match[1]):
-        raise UsageError(
-            f"The value {text!r} of --split-max-size is no size.",
-            "Write a number with K, M, G or T, such as 48G.",
-        )
-    return int(match[1]) * _UNITS[match[2]]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from m3cli.corpus.chunks import chunk_document
 from m3cli.corpus.documents import DocumentLimits, read_documents
+from m3cli.corpus.history import Standings
+from m3cli.corpus.names import printable
+from m3cli.corpus.order import Order, State, by_argument, by_churn
+from m3cli.corpus.revision import with_data
 from m3cli.corpus.sources import WalkOptions, collect
-from m3cli.corpus.types import skip_counts
+from m3cli.corpus.types import Skip, SkipReason, skip_counts
+from m3cli.corpus.worktree import GitError
 from m3cli.errors import CorpusError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from m3cli.corpus.types import Chunk, Document, Skip, Source
+    from m3cli.corpus.types import Chunk, Document, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,10 @@ class CorpusRequest:
     `listed` paths come from a list that a program wrote, such as `git ls-files`: what is missing
     among them, or a link out of the current directory, is left out with a reason. `output` is a file
     that is about to be written from this corpus, and so is never part of it.
+
+    `ref` names a commit, at which everything but standard input is read instead of on the disk.
+    `order` is explained in `m3cli.corpus.order`; `auto` is churn if all files are in git work trees,
+    else path.
     """
 
     paths: tuple[str, ...]
@@ -32,23 +42,26 @@ class CorpusRequest:
     limits: DocumentLimits = field(default_factory=DocumentLimits)
     listed: tuple[str, ...] = ()
     output: Path | None = None
+    ref: str | None = None
+    order: Literal["auto"] | Order = "path"
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents in corpus order with their chunks, and every path that was seen and left out."""
+    """Documents in `order` with their chunks, and every path that was seen and left out."""
 
     documents: tuple[Document, ...]
     chunks: tuple[Chunk, ...]
     skips: tuple[Skip, ...]
     notes: tuple[str, ...]
+    order: Order = "path"
 
 
 def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | None = None) -> Corpus:
     """Read, decode and chunk everything that `request` names.
 
-    Raises UsageError for a path that does not exist, CorpusError for one that cannot be read or
-    when no text is found at all.
+    Raises UsageError for a path or commit that does not exist, CorpusError for one that cannot be
+    read or when no text is found at all.
     """
     try:
         here = cwd or Path.cwd()
@@ -56,21 +69,69 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
         raise UsageError(
             "The current directory does not exist any more.", "Change to another one."
         ) from error
-    collected = collect(request.paths, request.walk, listed=request.listed, stdin=stdin, cwd=here)
-    sources = [source for source in collected.sources if not _is_file(source, request.output)]
-    documents, unread = read_documents(sources, request.limits)
-    skips = (*collected.skips, *unread)
+    collected = collect(
+        request.paths, request.walk, listed=request.listed, stdin=stdin, cwd=here, ref=request.ref
+    )
+    wanted = [source for source in collected.sources if not _is_file(source, request.output)]
+    sources, too_large = _within_limits(wanted, request.limits)
+    found, unread = read_documents(with_data(sources), request.limits)
+    skips = (*collected.skips, *too_large, *unread)
+    documents, order, notes = _ordered(found, sources, request.order)
     if not documents:
         raise CorpusError(
             f"There is no text to read in {_named((*request.paths, *request.listed))}{_why(skips)}.",
             _remedy(skips),
         )
     chunks = tuple(chunk for document in documents for chunk in chunk_document(document))
-    return Corpus(tuple(documents), chunks, skips, collected.notes)
+    return Corpus(tuple(documents), chunks, skips, (*collected.notes, *notes), order)
 
 
 def _is_file(source: Source, file: Path | None) -> bool:
-    return file is not None and source.file is not None and source.file.resolve() == file.resolve()
+    if file is None:
+        return False
+    if source.blob is not None:
+        return Path(os.fsdecode(source.blob.top), os.fsdecode(source.blob.path)) == file.resolve()
+    return source.file is not None and source.file.resolve() == file.resolve()
+
+
+def _within_limits(sources: Iterable[Source], limits: DocumentLimits) -> tuple[list[Source], list[Skip]]:
+    """Leave out files of a commit that are too large, before they are in memory."""
+    kept: list[Source] = []
+    skips: list[Skip] = []
+    for source in sources:
+        limit = limits.explicit_max_bytes if source.explicit else limits.max_bytes
+        if source.blob is None or limit is None or source.blob.size <= limit:
+            kept.append(source)
+        else:
+            words = f"{source.blob.size:,} bytes, the limit is {limit:,}"
+            skips.append(Skip(source.path, SkipReason.TOO_LARGE, words))
+    return kept, skips
+
+
+def _ordered(
+    documents: list[Document], sources: Iterable[Source], wanted: Literal["auto"] | Order
+) -> tuple[list[Document], Order, list[str]]:
+    """`documents`, which come in path order, in the order that is `wanted`, its name, and notes."""
+    by_path = {source.path: source for source in sources}
+    read = [by_path[document.path] for document in documents]
+    if wanted == "given":
+        return [documents[i] for i in by_argument([source.argument for source in read])], "given", []
+    if wanted == "path" or (wanted == "auto" and len(documents) < 2):
+        return documents, "path", []
+    standings = Standings()
+    try:
+        known = standings.of(read)
+    except GitError as error:
+        return documents, "path", [f"The files stand in path order, not by churn: {printable(str(error))}."]
+    notes = [printable(note) for note in standings.notes]
+    outside = sum(standing.state is State.OUTSIDE for standing in known)
+    if outside and wanted == "auto":
+        return documents, "path", []
+    if outside:
+        notes.append(f"{outside} of {len(documents)} files are in no git work tree; their churn is unknown.")
+    if not any(standing.state is State.COMMITTED or standing.touches for standing in known):
+        return documents, "path", notes  # nothing is known of any of them
+    return [documents[i] for i in by_churn(known)], "churn", notes
 
 
 def _named(paths: Sequence[str]) -> str:

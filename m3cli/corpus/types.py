@@ -38,10 +38,26 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """A file as a commit holds it.
+
+    `top` is the work tree's root, absolute and without symbolic links, `path` is relative to it;
+    `id` names the content to git, and `size` is its bytes.
+    """
+
+    top: bytes
+    commit: str
+    path: bytes
+    id: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """Something to read: a file (`file`) or bytes that are already here (`data`, for stdin).
+    """Something to read: a file, a file of a commit (`blob`), or bytes that are already here (`data`).
 
     `path` is how the model and the user see it: relative, with `/`, printable, unique.
+    `argument` says which of the paths that the user named brought it, counted from 0.
     `explicit` sources were named one by one by the user, so the rules that thin out a directory
     walk (ignored, hidden, generated, lock file, default size limit) do not apply to them.
     """
@@ -50,6 +66,8 @@ class Source:
     file: Path | None = None
     data: bytes | None = None
     explicit: bool = False
+    blob: Blob | None = None
+    argument: int = 0
 
 
 @dataclass(frozen=True, slots=True)

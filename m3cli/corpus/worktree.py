@@ -1,7 +1,8 @@
 """What git knows of the tree that a directory lies in: its exclude files and tracked files.
 
-The `git` program is asked twice at most for a work tree, and nothing that a repository brings
-along can make it run something: no shell, no hooks, no file system monitor, no fetching.
+A walk asks the `git` program twice at most for a work tree, and nothing that a repository brings
+along can make it run something: no shell, no hooks, no file system monitor, no fetching. (Commands
+that look at the content of files in the work tree are not for `run_git`: those run filters.)
 Paths are bytes, absolute and without symbolic links.
 """
 
@@ -40,7 +41,7 @@ class GitError(Exception):
     """The git program is missing, refused or failed; the text says which, without a full stop."""
 
 
-def run_git(directory: bytes, *arguments: str, may_find_nothing: bool = False) -> bytes:
+def run_git(directory: bytes, *arguments: str, stdin: bytes = b"", may_find_nothing: bool = False) -> bytes:
     """Run git for the work tree at `directory`, and only that one; return its standard output.
 
     With `may_find_nothing` the exit code 1 is an empty answer. Raises GitError.
@@ -53,7 +54,7 @@ def run_git(directory: bytes, *arguments: str, may_find_nothing: bool = False) -
     try:
         done = subprocess.run(
             [*command, "-C", os.fsdecode(directory), *arguments],
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             check=False,
             env=environment,

@@ -1,6 +1,7 @@
 """What goes into an engine and what every engine streams out of it.
 
-The order of a run is `LoadProgress* Loaded Prefilled+ Token* Finished`, with `Notice` anywhere.
+The order of a run is `LoadProgress* Loaded Restored? Prefilled+ Token* Finished`, with `Notice` and `Saved`
+anywhere. A run that was asked to stop ends with `Stopped` instead.
 """
 
 from __future__ import annotations
@@ -69,12 +70,35 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Where KV caches are kept between runs. `max_bytes` 0 takes a share of the disk.
+
+    During a long prefill the cache is saved every `checkpoint_seconds`. `model_digest` is that of
+    m3cli.model.digest, `model_name` what people call it.
+    """
+
+    directory: str
+    model_digest: str
+    model_name: str
+    max_bytes: int = 0
+    checkpoint_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt as token ids, and when to stop. End-of-generation tokens always stop."""
+    """A prompt as token ids, and when to stop. End-of-generation tokens always stop.
+
+    The first `prefix` tokens are shared with other prompts: their KV cache is saved once it is computed,
+    under `label`. With `exact`, what is reused is cut back to where a run without reuse would have cut
+    its batches, so that both compute the same numbers; without, all that agrees is reused.
+    """
 
     tokens: Sequence[int]
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
+    prefix: int = 0
+    label: str = ""
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +119,29 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Restored:
+    """The KV cache of the first `tokens` need not be computed: they come from this process or the disk."""
+
+    tokens: int
+    seconds: float
+    source: Literal["memory", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The KV cache of the first `tokens` is on the disk, in `nbytes` bytes."""
+
+    tokens: int
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prefilled:
-    """`done` of `total` prompt tokens are in the KV cache, `seconds` after prefill began."""
+    """`done` of `total` prompt tokens are in the KV cache, `seconds` after prefill began.
+
+    The first of a run counts what was restored.
+    """
 
     done: int
     total: int
@@ -130,9 +175,18 @@ class Finished:
     generated_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    restored_tokens: int = 0
 
 
-Event = LoadProgress | Loaded | Prefilled | Token | Notice | Finished
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The end of a run that was asked to stop: `done` prompt tokens computed, `saved` of them on the disk."""
+
+    done: int
+    saved: int
+
+
+Event = LoadProgress | Loaded | Restored | Prefilled | Saved | Token | Notice | Finished | Stopped
 
 
 class Engine(Protocol):

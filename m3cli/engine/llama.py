@@ -7,18 +7,16 @@ warnings, from which the errors quote; nothing is printed.
 
 from __future__ import annotations
 
-import codecs
 import ctypes
 import os
 import re
 import time
-from array import array
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3cli.engine.events import THINK_TAGS, Finished, Loaded, LoadProgress, Prefilled, Token
-from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError, UsageError
+from m3cli.engine.events import THINK_TAGS, LoadProgress
+from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError
 from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error
 
 try:
@@ -33,15 +31,15 @@ except (ImportError, OSError, RuntimeError, AttributeError) as error:
 lib: Any = llama_cpp.llama_cpp  # the low-level bindings; llama_cpp.Llama is not used
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from array import array
+    from collections.abc import Callable
 
-    from m3cli.engine.events import Attention, EngineConfig, Event, Request, Sampling
+    from m3cli.engine.events import Attention, EngineConfig, Sampling
 
 _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
 
 _SHOWN = {*THINK_TAGS, *THINK_TAGS.values()}
 
-_FIRST_BATCH = 32  # tokens
 _PENALTY_WINDOW = 64  # tokens, llama.cpp's default
 
 _OUT_OF_MEMORY = re.compile(r"allocat|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE)
@@ -138,7 +136,7 @@ def load(path: str, params: Any) -> Any:
 
 
 class Model:
-    """A loaded model and its context: one sequence, one prompt at a time.
+    """A loaded model and its context: one sequence.
 
     `progress` is called with the share of the weights that is loaded. `extra_buffers` lets
     llama.cpp repack weights for this CPU (AMX and the like), which is faster and crashes on some
@@ -167,8 +165,17 @@ class Model:
             raise
         self._memory = lib.llama_get_memory(self._context)
         self.n_ctx = int(lib.llama_n_ctx(self._context))
-        self._n_batch = int(lib.llama_n_batch(self._context))
-        self._n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
+        self.n_batch = int(lib.llama_n_batch(self._context))
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
+        # State of a recurrent model is one step, which cannot be taken back.
+        self.can_truncate = not (
+            lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        )
+        # Asked between any two nodes of the graph, so it is native: the length of a string that is empty
+        # until `abort` writes into it.
+        self._aborted = ctypes.create_string_buffer(2)
+        callback = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
+        lib.llama_set_abort_callback(self._context, callback, ctypes.addressof(self._aborted))
         description = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, description, len(description))
         self.description = description.value.decode("utf-8", "replace")
@@ -197,6 +204,7 @@ class Model:
     def _make_context(self, config: EngineConfig) -> Any:
         params = lib.llama_context_default_params()
         params.n_ctx = config.n_ctx
+        params.swa_full = True  # a window alone could not be cut back to a shared prefix
         params.n_seq_max = 1  # with more, MSA needs a cache that is not unified
         params.kv_unified = False
         params.n_batch = config.n_batch
@@ -248,75 +256,16 @@ class Model:
                 "Choose a model that was made for chat.",
             )
 
-    def generate(self, request: Request) -> Iterator[Event]:
-        """Continue the prompt: `Loaded Prefilled+ Token* Finished`. Starts from an empty KV cache.
+    def decode(self, tokens: array[int], start: int, count: int) -> bool:
+        """Put `count` tokens from `start` on into the KV cache, behind what is there.
 
-        The token that ends the generation is streamed and counted too; its text is empty or what
-        was left of a broken character. Generation also ends, as `length`, when the context is full.
-        Raises DoesNotFitError when the prompt is longer than the context, UsageError when it is
-        empty, ModelError when it holds ids that the vocabulary does not have.
+        Returns whether that was done: not if `abort` was called meanwhile. The logits of the last token
+        are computed. Raises DoesNotFitError, EngineCrashError.
         """
-        yield Loaded(self.load_seconds, self.n_ctx, self.description, self.attention)
-        self.load_seconds = 0.0  # the next request finds it loaded
-
-        # 1. Refuse what cannot work, before hours of prefill.
-        tokens = array("i", request.tokens)
-        self._check(tokens)
-
-        # 2. Prefill, one logical batch at a time; only the last token's logits are computed. The
-        #    first batch is small: if llama.cpp crashes on this CPU, it does so at once.
-        lib.llama_memory_clear(self._memory, False)
-        total = len(tokens)
-        begin = time.monotonic()
-        yield Prefilled(0, total, 0.0)
-        done = 0
-        while done < total:
-            count = min(self._n_batch if done else _FIRST_BATCH, self._n_batch, total - done)
-            self._decode(tokens, done, count)
-            done += count
-            yield Prefilled(done, total, time.monotonic() - begin)
-        prefill_seconds = time.monotonic() - begin
-
-        # 3. Decode, one token at a time. The last one is sampled but needs no place in the cache.
-        begin = time.monotonic()
-        limit = min(request.max_tokens, self.n_ctx - total + 1)
-        reason: Any = "length"
-        generated = 0
-        text = codecs.getincrementaldecoder("utf-8")("replace")
-        sampler = _sampler(request.sampling, self._n_vocab)
-        try:
-            while generated < limit:
-                token = lib.llama_sampler_sample(sampler, self._context, -1)
-                generated += 1
-                if lib.llama_vocab_is_eog(self._vocab, token):
-                    reason = "stop"
-                    yield Token(token, text.decode(b"", final=True))
-                    break
-                yield Token(token, text.decode(self._piece(token), final=generated == limit))
-                if generated < limit:
-                    self._decode(array("i", [token]), 0, 1)
-        finally:
-            lib.llama_sampler_free(sampler)
-        yield Finished(reason, total, generated, prefill_seconds, time.monotonic() - begin)
-
-    def _check(self, tokens: array[int]) -> None:
-        if not tokens:
-            raise UsageError("The prompt is empty.", "Give a question or files that hold text.")
-        if len(tokens) > self.n_ctx:
-            raise DoesNotFitError(
-                f"The prompt has {len(tokens):,} tokens, but the context holds {self.n_ctx:,}.",
-                "Ask for a larger context or give fewer files.",
-            )
-        if min(tokens) < 0 or max(tokens) >= self._n_vocab:
-            raise ModelError(
-                f"The prompt holds token ids beyond the {self._n_vocab:,} of the model's vocabulary.",
-                "The prompt was made with the tokenizer of another model; use the model's own.",
-            )
-
-    def _decode(self, tokens: array[int], start: int, count: int) -> None:
-        """Put `count` tokens from `start` on into the KV cache, behind what is there."""
         view = (lib.llama_token * count).from_buffer(tokens, start * tokens.itemsize)
         code = lib.llama_decode(self._context, lib.llama_batch_get_one(view, count))
+        if code == 2:
+            return False
         if code == 1:
             raise DoesNotFitError(
                 f"The KV cache has no room for {count:,} more tokens.", "Ask for a larger context."
@@ -327,8 +276,58 @@ class Model:
                 f"{_LOG.reason('it gave no reason')}.",
                 "Ask for a smaller context or a smaller ubatch if memory is short; otherwise report this.",
             )
+        return True
 
-    def _piece(self, token: int) -> bytes:
+    def abort(self) -> None:
+        """Have a computation that runs in another thread end early, and every later one at once."""
+        self._aborted[0] = b"\x01"
+
+    def go_on(self) -> None:
+        """Take `abort` back."""
+        self._aborted[0] = b"\0"
+
+    def truncate(self, count: int) -> bool:
+        """Keep the first `count` tokens of the KV cache; False if this model cannot, which empties it."""
+        if count and lib.llama_memory_seq_rm(self._memory, 0, count, -1):
+            return True
+        lib.llama_memory_clear(self._memory, False)
+        return not count
+
+    def state_bytes(self) -> int:
+        """Size of the state of all tokens in the KV cache."""
+        return int(lib.llama_state_seq_get_size(self._context, 0))
+
+    def save_state(self, path: Path, tokens: array[int]) -> int:
+        """Write the KV cache, which holds `tokens`, into a file; its size in bytes, 0 on failure."""
+        view = (lib.llama_token * len(tokens)).from_buffer(tokens)
+        return int(lib.llama_state_seq_save_file(self._context, os.fsencode(path), 0, view, len(tokens)))
+
+    def load_state(self, path: Path, count: int) -> bool:
+        """Replace the KV cache by that of a file with `count` tokens; empty if that fails.
+
+        llama.cpp aborts on a file that is cut short and believes one with other numbers in it: whoever
+        calls this has compared it with a checksum.
+        """
+        lib.llama_memory_clear(self._memory, False)
+        tokens = (lib.llama_token * count)()
+        found = ctypes.c_size_t()
+        if lib.llama_state_seq_load_file(
+            self._context, os.fsencode(path), 0, tokens, count, ctypes.byref(found)
+        ) and (found.value == count):
+            return True
+        lib.llama_memory_clear(self._memory, False)
+        return False
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """Choose tokens by `sampling`; to be closed."""
+        return Sampler(self, sampling)
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends the generation."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def piece(self, token: int) -> bytes:
+        """Bytes that a token adds to an answer; a control token none, unless it opens or ends thinking."""
         text = lib.llama_vocab_get_text(self._vocab, token)
         shown = text.decode("utf-8", "replace") in _SHOWN
         buffer = ctypes.create_string_buffer(max(64, len(text)))
@@ -343,6 +342,24 @@ class Model:
         if self._model:
             lib.llama_model_free(self._model)
             self._model = None
+
+
+class Sampler:
+    """Chooses the next token from the logits that the last `decode` left."""
+
+    def __init__(self, model: Model, sampling: Sampling) -> None:
+        self._context = model._context
+        self._chain = _sampler(sampling, model.n_vocab)
+
+    def sample(self) -> int:
+        """Choose, and remember the choice for the repeat penalty."""
+        return int(lib.llama_sampler_sample(self._chain, self._context, -1))
+
+    def close(self) -> None:
+        """Free it; may be called twice."""
+        if self._chain:
+            lib.llama_sampler_free(self._chain)
+            self._chain = None
 
 
 def _sampler(sampling: Sampling, n_vocab: int) -> Any:

@@ -5,11 +5,14 @@ Nothing here imports llama_cpp: a library that crashes or does not load is an er
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from m3cli.engine import events
-from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled, Token
+from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled, Stopped, Token
 from m3cli.engine.process import WorkerDiedError, WorkerProcess
 from m3cli.engine.workarounds import extra_buffers_crash, remember_extra_buffers_crash
 from m3cli.engine.worker import pack_ids, unpack_ids
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from m3cli.engine.events import EngineConfig, Event, Request
+    from m3cli.engine.events import CacheConfig, EngineConfig, Event, Request
 
 # What an instruction that the machine offers but does not have looks like from outside.
 _SUSPICIOUS = {"SIGSEGV", "SIGILL", "SIGBUS"}
@@ -35,13 +38,21 @@ class LocalEngine:
     extra weight buffers: events from LoadProgress on come a second time, with a Notice. If that
     helps, `state_dir` remembers it.
 
-    A generator that is closed before its end, or interrupted, kills the worker at once.
+    With a `cache`, KV caches are kept on the disk between runs. Ctrl-C or SIGTERM ends a computation
+    with Stopped, after which KeyboardInterrupt is raised; the worker lives on. A generator that is
+    closed before its end kills the worker at once, and so does a second Ctrl-C.
     """
 
     def __init__(
-        self, config: EngineConfig, *, state_dir: Path, worker_command: Sequence[str] | None = None
+        self,
+        config: EngineConfig,
+        *,
+        state_dir: Path,
+        cache: CacheConfig | None = None,
+        worker_command: Sequence[str] | None = None,
     ) -> None:
         self._config = config
+        self._cache = cache
         self._state_dir = state_dir
         self._command = worker_command
         self._worker: WorkerProcess | None = None
@@ -49,6 +60,7 @@ class LocalEngine:
         self._proven = False  # this worker has computed something
         self._doing = ""
         self._running = False
+        self._stopping = False  # the user has asked the run to end
 
     def generate(self, request: Request) -> Iterator[Event]:
         """Stream the continuation of `request`; see Engine."""
@@ -57,7 +69,8 @@ class LocalEngine:
         self._running = True
         keep = False
         try:
-            yield from self._run_or_retry(request)
+            with self._signals():
+                yield from self._run_or_retry(request)
             keep = True
         except (ImpossibleError, UsageError):
             keep = True  # refused by a worker that is well
@@ -66,6 +79,8 @@ class LocalEngine:
             self._running = False
             if not keep:
                 self._kill()
+        if self._stopping:
+            raise KeyboardInterrupt
 
     def _run_or_retry(self, request: Request) -> Iterator[Event]:
         if self._extra_buffers is None:
@@ -101,20 +116,18 @@ class LocalEngine:
         if self._worker is None:
             self._worker = WorkerProcess(self._command)
             self._proven = False
-        self._worker.send(
-            {
-                "op": "generate",
-                "config": asdict(self._config),
-                "extra_buffers": self._extra_buffers,
-                "max_tokens": request.max_tokens,
-                "sampling": asdict(request.sampling),
-            },
-            pack_ids(request.tokens),
-        )
+        message = {
+            "op": "generate",
+            "config": asdict(self._config),
+            "cache": self._cache and asdict(self._cache),
+            "extra_buffers": self._extra_buffers,
+            "request": {k: v for k, v in asdict(replace(request, tokens=())).items() if k != "tokens"},
+        }
+        self._worker.send(message, pack_ids(request.tokens))
         generated = 0
         while True:
-            message, _ = self._worker.receive()
-            event: Event = getattr(events, message.pop("event"))(**message)
+            reply, _ = self._worker.receive()
+            event: Event = getattr(events, reply.pop("event"))(**reply)
             match event:
                 case LoadProgress():
                     self._doing = "loading the model"
@@ -129,8 +142,37 @@ class LocalEngine:
                     generated += 1
                     self._doing = f"generating (after {generated:,} tokens)"
             yield event
-            if isinstance(event, Finished):
+            if isinstance(event, (Finished, Stopped)):
                 return
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Have Ctrl-C and SIGTERM stop a computation in order, so that what it has is saved.
+
+        The second one ends it at once, and so does the first where there is nothing to save. Reading
+        the worker's replies goes on meanwhile: an exception could come in the middle of one.
+        """
+
+        def interrupted(*_: object) -> None:
+            if self._stopping or self._worker is None or not self._computing:
+                raise KeyboardInterrupt
+            self._stopping = True
+            self._worker.stop()
+
+        self._stopping = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = [(number, signal.signal(number, interrupted)) for number in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+    @property
+    def _computing(self) -> bool:
+        return self._doing.startswith(("reading", "generating"))
 
     def _kill(self) -> None:
         if self._worker is not None:

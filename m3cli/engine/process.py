@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import m3cli
 from m3cli import errors
-from m3cli.engine.worker import Message, read_frame, write_frame
+from m3cli.engine.worker import Message, frame, read_frame, write_frame
 from m3cli.errors import EngineCrashError, M3Error, MachineError
 
 if TYPE_CHECKING:
@@ -153,6 +153,11 @@ class WorkerProcess:
             write_frame(self._requests, message, payload)
         except BrokenPipeError:
             raise self._death() from None
+
+    def stop(self) -> None:
+        """Ask for the end of the current generation; safe in a signal handler between `send` and the end."""
+        with suppress(OSError):
+            os.write(self._requests.fileno(), frame({"op": "stop"}))
 
     def receive(self) -> tuple[Message, bytes]:
         """Wait for the next reply. Raises WorkerDiedError, or the M3Error that the worker raised."""

@@ -4,12 +4,14 @@
 
 A frame is two lengths (JSON, payload), a JSON object and a payload of raw bytes; token ids travel
 in the payload as little-endian int32. A request is `{"op": "generate" | "tokenize" | "vocabulary" |
-"facts", …}`. Each is answered by any number of `{"event": …}` and then by an event Finished, a
-`{"result": …}` or an `{"error": …}`.
+"facts", …}`. Each is answered by any number of `{"event": …}` and then by an event Finished or Stopped, a
+`{"result": …}` or an `{"error": …}`. `{"op": "stop"}` has no answer of its own: it ends the generation
+that is under way, or that was asked for before it.
 
 The frames have pipes of their own, so nothing that native code prints can corrupt them. The worker
-ignores SIGINT, which a terminal sends to the whole group: the parent decides. It never outlives its
-parent: a thread reads the requests, and end of file there means that the parent is gone.
+ignores SIGINT, which a terminal sends to the whole group, and SIGTERM, which others do: the parent
+decides. It never outlives its parent: a thread reads the requests, and end of file there means that
+the parent is gone.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ from itertools import chain
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from m3cli.engine.events import EngineConfig, Event, Request, Sampling
+from m3cli.engine.events import CacheConfig, EngineConfig, Event, Request, Sampling
 from m3cli.errors import M3Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from m3cli.engine.llama import Model
+    from m3cli.engine.session import Session
     from m3cli.engine.vocabulary import Vocabulary
 
 _LENGTHS = struct.Struct("<IQ")
@@ -41,10 +44,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Message = dict[str, Any]
 
 
+def frame(message: Message, payload_size: int = 0) -> bytes:
+    """Everything of a frame but its payload."""
+    text = json.dumps(message).encode("ascii")
+    return _LENGTHS.pack(len(text), payload_size) + text
+
+
 def write_frame(stream: BinaryIO, message: Message, payload: bytes = b"") -> None:
     """Write one frame and flush it. Raises BrokenPipeError when nobody reads."""
-    text = json.dumps(message).encode("ascii")
-    stream.write(_LENGTHS.pack(len(text), len(payload)) + text)
+    stream.write(frame(message, len(payload)))
     stream.write(payload)
     stream.flush()
 
@@ -86,7 +94,9 @@ class Worker:
         self._replies = replies
         self._queue: SimpleQueue[tuple[Message, bytes]] = SimpleQueue()
         self._model: Model | None = None
-        self._model_key: object = None
+        self._session: Session | None = None
+        self._session_key: object = None
+        self._stopping = threading.Event()
         self._vocabulary: Vocabulary | None = None
         self._vocabulary_path = ""
 
@@ -103,8 +113,18 @@ class Worker:
                 )
 
     def _read(self) -> None:
-        while (frame := read_frame(self._requests)) is not None:
-            self._queue.put(frame)
+        while (received := read_frame(self._requests)) is not None:
+            operation = received[0]["op"]
+            if operation == "stop":
+                self._stopping.set()
+                if self._model is not None:
+                    self._model.abort()
+                continue
+            if operation == "generate":
+                self._stopping.clear()
+                if self._model is not None:
+                    self._model.go_on()
+            self._queue.put(received)
         os._exit(0)  # the main thread may be deep in native code, which nothing else stops
 
     def _send(self, message: Message, payload: bytes = b"") -> None:
@@ -117,22 +137,28 @@ class Worker:
         self._send({"event": type(event).__name__, **asdict(event)})
 
     def _op_generate(self, message: Message, payload: bytes) -> None:
-        model = self._load_model(EngineConfig(**message["config"]), message["extra_buffers"])
-        request = Request(unpack_ids(payload), message["max_tokens"], Sampling(**message["sampling"]))
-        for event in model.generate(request):
+        cache = message["cache"] and CacheConfig(**message["cache"])
+        session = self._load(EngineConfig(**message["config"]), message["extra_buffers"], cache)
+        sampling = Sampling(**message["request"].pop("sampling"))
+        request = Request(unpack_ids(payload), sampling=sampling, **message["request"])
+        for event in session.generate(request):
             self._send_event(event)
 
-    def _load_model(self, config: EngineConfig, extra_buffers: bool) -> Model:
-        from m3cli.engine.llama import Model
+    def _load(self, config: EngineConfig, extra_buffers: bool, cache: CacheConfig | None) -> Session:
+        from m3cli.engine.llama import Model, version
+        from m3cli.engine.session import Session, snapshot_key
 
-        key = (config, extra_buffers)
-        if self._model is None or key != self._model_key:
+        key = (config, extra_buffers, cache)
+        if self._session is None or key != self._session_key:
             if self._model is not None:
                 self._model.close()
-                self._model = None
+                self._model = self._session = None
             self._model = Model(config, extra_buffers=extra_buffers, progress=self._send_event)
-            self._model_key = key
-        return self._model
+            build = f"{version()} {extra_buffers}"
+            snapshots = snapshot_key(config, cache, build, self._model.attention) if cache else ""
+            self._session = Session(self._model, cache, snapshots, self._stopping.is_set)
+            self._session_key = key
+        return self._session
 
     def _op_tokenize(self, message: Message, payload: bytes) -> None:
         """Texts as UTF-8 in the payload, with their sizes in bytes and whether they are template text."""
@@ -174,7 +200,8 @@ def _die_with_parent() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve on the two file descriptors that end the argument list."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     requests, replies, die_with_parent = (sys.argv if argv is None else argv)[-3:]
     if die_with_parent == "1" and sys.platform == "linux":
         _die_with_parent()

@@ -39,10 +39,17 @@ def encode_segments(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[i
     Each content segment is encoded by itself: token counts of segments add up exactly, and equal
     leading segments give equal leading tokens.
     """
+    return [token for ids in encode_each(segments, tokenizer) for token in ids]
+
+
+def encode_each(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of each segment; the BOS token that `encode_segments` begins with is the first one's."""
     contents = iter(tokenizer.encode_batch([s.text for s in segments if isinstance(s, Content)]))
-    ids: list[int] = []
-    for segment in segments:
-        ids += next(contents) if isinstance(segment, Content) else tokenizer.encode_template(segment.text)
-    if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-        ids.insert(0, tokenizer.bos_id)
-    return ids
+    encoded = [
+        next(contents) if isinstance(segment, Content) else tokenizer.encode_template(segment.text)
+        for segment in segments
+    ]
+    first = next((ids[0] for ids in encoded if ids), None)
+    if tokenizer.bos_id is not None and first != tokenizer.bos_id and encoded:
+        encoded[0] = [tokenizer.bos_id, *encoded[0]]
+    return encoded

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
-from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled
+from m3cli.engine.events import (
+    Finished,
+    Loaded,
+    LoadProgress,
+    Notice,
+    Prefilled,
+    Restored,
+    Saved,
+    Stopped,
+)
 from m3cli.errors import OutputClosedError
-from m3cli.report.text import amount, duration, printable, skip_lines, skip_summary, stderr_console
-from m3cli.tasks.ask import UNCITED, Answer, Packed, Text
+from m3cli.report.text import amount, duration, printable, size, skip_lines, skip_summary, stderr_console
+from m3cli.tasks.ask import UNCITED, Answer, Text
+from m3cli.tasks.context import Packed
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from m3cli.tasks.ask import AskEvent
     from m3cli.tasks.citations import Citation
+
+_LONG = 2.0  # seconds; what takes longer is worth a line
 
 
 class AskConsole:
@@ -35,6 +47,7 @@ class AskConsole:
         self._progress: Progress | None = None
         self._answering = False
         self._thinking = False
+        self._restored: Restored | None = None
 
     def __enter__(self) -> AskConsole:
         return self
@@ -52,6 +65,14 @@ class AskConsole:
             self._advance("loading the model", event.fraction, 1.0, "")
         elif isinstance(event, Loaded):
             self._end_progress()
+        elif isinstance(event, Restored):
+            self._restored = event
+        elif isinstance(event, Saved):
+            self._end_progress()
+            self._saved(event)
+        elif isinstance(event, Stopped):
+            self._end_progress()
+            self._stopped(event)
         elif isinstance(event, Prefilled):
             self._prefilled(event)
         elif isinstance(event, Notice):
@@ -90,12 +111,29 @@ class AskConsole:
     def _prefilled(self, event: Prefilled) -> None:
         # Not rich's own estimate: it forgets what is older than 30 seconds, less than a batch may take.
         detail = ""
-        if event.done and event.seconds > 0:
-            rate = event.done / event.seconds
+        restored = self._restored.tokens if self._restored else 0
+        if event.done > restored and event.seconds > 0:
+            rate = (event.done - restored) / event.seconds
             detail = f"{rate:,.0f} tokens/s, {duration((event.total - event.done) / rate)} left"
         self._advance("reading", event.done, event.total, detail)
         if event.done >= event.total:
             self._end_progress()
+            if self._restored:
+                self.note(
+                    f"context: {event.total:,} tokens, {restored:,} restored "
+                    f"in {self._restored.seconds:.1f} s, {event.total - restored:,} prefilled"
+                )
+                self._restored = None
+
+    def _saved(self, event: Saved) -> None:
+        if self._verbose or event.seconds > _LONG:
+            self.note(
+                f"saved {event.tokens:,} tokens for later, {size(event.nbytes)}, in {event.seconds:.1f} s"
+            )
+
+    def _stopped(self, event: Stopped) -> None:
+        if event.saved:
+            self.note(f"interrupted; {event.saved:,} of {event.done:,} tokens are saved for the next run")
 
     def _text(self, event: Text) -> None:
         self._end_progress()

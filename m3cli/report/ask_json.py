@@ -11,6 +11,8 @@ from m3cli.report.model import model_object
 
 if TYPE_CHECKING:
     from m3cli.tasks.ask import Answer
+    from m3cli.tasks.context import Packed
+    from m3cli.tasks.warm import Warmed
 
 
 def ask_schema() -> dict[str, Any]:
@@ -23,37 +25,56 @@ def ask_schema() -> dict[str, Any]:
 def ask_object(answer: Answer) -> dict[str, Any]:
     """`answer` in plain values."""
     packed = answer.packed
-    pack = packed.pack
     return {
         "question": answer.question,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "citations": [asdict(citation) for citation in answer.citations],
         "model": model_object(packed.model.ref, packed.model.shape),
-        "pack": {
-            "strategy": pack.strategy,
-            "files": len(pack.paths),
-            "chunks": len(pack.chunks),
-            "tokens": pack.tokens,
-            "tokens_needed": pack.tokens_needed,
-            "omitted": [
-                {
-                    "path": c.path,
-                    "start_line": c.start_line,
-                    "end_line": c.end_line,
-                    "reason": "over the budget",
-                }
-                for c in pack.omitted
-            ],
-            "skipped": [
-                {"path": s.path, "reason": s.reason.value, "detail": s.detail} for s in packed.corpus.skips
-            ],
-        },
+        "pack": pack_object(packed),
         "usage": {
             "prompt_tokens": packed.prompt_tokens,
+            "restored_tokens": answer.restored_tokens,
             "generated_tokens": answer.generated_tokens,
             "n_ctx": packed.n_ctx,
         },
         "timings": {name: round(seconds, 4) for name, seconds in asdict(answer.timings).items()},
         "warnings": list(answer.warnings),
+    }
+
+
+def warm_object(warmed: Warmed) -> dict[str, Any]:
+    """`warmed` in plain values; see `ask.schema.json` for `model` and `pack`."""
+    packed = warmed.packed
+    return {
+        "model": model_object(packed.model.ref, packed.model.shape),
+        "pack": pack_object(packed),
+        "tokens": warmed.tokens,
+        "restored_tokens": warmed.restored_tokens,
+        "seconds": round(warmed.seconds, 4),
+        "warnings": list(warmed.warnings),
+    }
+
+
+def pack_object(packed: Packed) -> dict[str, Any]:
+    """What is in the prompt, and what is not."""
+    pack = packed.pack
+    return {
+        "strategy": pack.strategy,
+        "files": len(pack.paths),
+        "chunks": len(pack.chunks),
+        "tokens": pack.tokens,
+        "tokens_needed": pack.tokens_needed,
+        "omitted": [
+            {
+                "path": c.path,
+                "start_line": c.start_line,
+                "end_line": c.end_line,
+                "reason": "over the budget",
+            }
+            for c in pack.omitted
+        ],
+        "skipped": [
+            {"path": s.path, "reason": s.reason.value, "detail": s.detail} for s in packed.corpus.skips
+        ],
     }

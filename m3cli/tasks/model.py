@@ -9,13 +9,16 @@ from m3cli.engine.local import LocalTokenizer
 from m3cli.model import preflight
 from m3cli.model.header import read_header
 from m3cli.model.shape import ModelShape
+from m3cli.model.token_cache import CachingTokenizer
 from m3cli.model.tokenizer import load_tokenizer
 from m3cli.prompt.chat import PLAIN_TEMPLATE, ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from m3cli.model.catalog import ModelRef
+    from m3cli.model.header import Header
     from m3cli.model.tokens import Tokenizer
 
 
@@ -27,6 +30,7 @@ class OpenModel:
     """
 
     ref: ModelRef
+    header: Header
     shape: ModelShape
     tokenizer: Tokenizer
     template: ChatTemplate
@@ -36,12 +40,16 @@ class OpenModel:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if isinstance(self.tokenizer, LocalTokenizer):
+        self.close()
+
+    def close(self) -> None:
+        """End what the tokenizer holds; may be called twice."""
+        if isinstance(self.tokenizer, (LocalTokenizer, CachingTokenizer)):
             self.tokenizer.close()
 
 
-def open_model(ref: ModelRef) -> OpenModel:
-    """Read the header of `ref` and what prompting needs from it.
+def open_model(ref: ModelRef, cache_dir: Path | None = None) -> OpenModel:
+    """Read the header of `ref` and what prompting needs from it; token ids are kept in `cache_dir`.
 
     Raises ModelError, naming file and place, for a file that is no complete GGUF model, and for one
     that llama.cpp cannot run as it was made.
@@ -50,7 +58,9 @@ def open_model(ref: ModelRef) -> OpenModel:
     shape = ModelShape.from_header(header)
     if problem := preflight.problem(header, shape):
         raise problem
-    tokenizer = load_tokenizer(header) or LocalTokenizer(str(ref.path))
+    tokenizer: Tokenizer = load_tokenizer(header) or LocalTokenizer(str(ref.path))
+    if cache_dir is not None:
+        tokenizer = CachingTokenizer(tokenizer, cache_dir / "tokens.sqlite")
     source = header.get_str("tokenizer.chat_template")
     notes = []
     if source is None:
@@ -63,7 +73,7 @@ def open_model(ref: ModelRef) -> OpenModel:
         bos_token=_text(tokens, header.get_int("tokenizer.ggml.bos_token_id")),
         eos_token=_text(tokens, header.get_int("tokenizer.ggml.eos_token_id")),
     )
-    return OpenModel(ref, shape, tokenizer, template, tuple(notes))
+    return OpenModel(ref, header, shape, tokenizer, template, tuple(notes))
 
 
 def _text(tokens: Sequence[bytes], token_id: int | None) -> str:

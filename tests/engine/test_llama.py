@@ -10,6 +10,7 @@ import pytest
 from m3cli.engine import llama
 from m3cli.engine.events import EngineConfig, Finished, LoadProgress, Prefilled, Request, Token
 from m3cli.engine.local import LocalEngine
+from m3cli.engine.session import Session
 from m3cli.engine.vocabulary import tokenize
 from m3cli.errors import EngineCrashError, MachineError, ModelError
 
@@ -41,7 +42,7 @@ def test_characters_that_are_split_into_tokens_are_streamed_whole(
     tokens = tokenize(smollm2, [(EMOJI, False)])[0]
     assert len(tokens) > len(EMOJI)
     scripted(monkeypatch, tokens)
-    texts = [e.text for e in model.generate(Request([28], len(tokens))) if isinstance(e, Token)]
+    texts = [e.text for e in Session(model).generate(Request([28], len(tokens))) if isinstance(e, Token)]
     assert "".join(texts) == EMOJI
     assert "" in texts
 
@@ -55,7 +56,7 @@ def test_a_character_that_stays_incomplete_becomes_a_replacement_character(
     begun = llama_token[:-1]
     scripted(monkeypatch, [*begun, *stop])
     limit = len(begun) + (ending == "stop")
-    events = list(model.generate(Request([28], limit)))
+    events = list(Session(model).generate(Request([28], limit)))
     assert "".join(e.text for e in events if isinstance(e, Token)) == "\ufffd"
     assert isinstance(events[-1], Finished)
     assert (events[-1].reason, events[-1].generated_tokens) == (ending, limit)
@@ -69,7 +70,7 @@ def test_control_tokens_are_hidden_and_think_tags_shown(
     assert [len(ids) for ids in hidden] == [1, 1]
     scripted(monkeypatch, [hidden[0][0], hidden[1][0]])
     monkeypatch.setattr(llama, "_SHOWN", {"<repo_name>"})
-    texts = [e.text for e in model.generate(Request([28], 2)) if isinstance(e, Token)]
+    texts = [e.text for e in Session(model).generate(Request([28], 2)) if isinstance(e, Token)]
     assert texts == ["", "<repo_name>"]
 
 
@@ -79,7 +80,7 @@ def test_prefill_goes_in_batches_and_reports_each(smollm2: str) -> None:
     model = llama.Model(
         EngineConfig(smollm2, n_ctx=256, n_batch=32, threads=1), extra_buffers=False, progress=progress.append
     )
-    done = [e.done for e in model.generate(Request([28] * 70, 0)) if isinstance(e, Prefilled)]
+    done = [e.done for e in Session(model).generate(Request([28] * 70, 0)) if isinstance(e, Prefilled)]
     model.close()
     assert done == [0, 32, 64, 70]
     fractions = [each.fraction for each in progress]
@@ -93,7 +94,7 @@ def test_a_failing_computation_is_an_error_with_its_code(
     """What llama_decode returns is never ignored."""
     monkeypatch.setattr(llama.lib, "llama_decode", lambda *_: -3)
     with pytest.raises(EngineCrashError, match=r"batch of 2 tokens \(code -3\)"):
-        list(model.generate(Request([28, 28], 1)))
+        list(Session(model).generate(Request([28, 28], 1)))
 
 
 def test_dense_attention_for_a_sparse_model_is_refused(smollm2: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 CRASH_ON_FIRST_DECODE = """
 from m3cli.engine import llama
-decode = llama.Model._decode
+decode = llama.Model.decode
 load = llama.Model.__init__
 def noted_load(self, config, *, extra_buffers=True, progress=None):
     self.extra = extra_buffers
     load(self, config, extra_buffers=False, progress=progress)
 def crash(self, tokens, start, count):
     {condition}
-    decode(self, tokens, start, count)
+    return decode(self, tokens, start, count)
 llama.Model.__init__ = noted_load
-llama.Model._decode = crash
+llama.Model.decode = crash
 """
 
 

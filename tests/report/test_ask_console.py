@@ -14,6 +14,7 @@ from m3cli.errors import OutputClosedError
 from m3cli.model.catalog import resolve
 from m3cli.report.ask_console import AskConsole
 from m3cli.tasks.ask import AskRequest, Text, ask
+from m3cli.tasks.context import ContextRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,9 +24,9 @@ SAYS = "<think>let me see</think>It is one (a.py:1), or two (b.py:7)."
 
 def show(tmp_path: Path, **options: bool) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
-    request = AskRequest("What is x?", CorpusRequest((str(tmp_path),)), resolve(None, {}))
+    request = AskRequest("What is x?", ContextRequest(CorpusRequest((str(tmp_path),)), resolve(None, {})))
     with AskConsole(answer_to=sys.stdout, **options) as console:
-        for event in ask(request, open_engine=lambda _: FakeEngine(SAYS), stdin=lambda: b""):
+        for event in ask(request, open_engine=lambda *_: FakeEngine(SAYS), stdin=lambda: b""):
             console.show(event)
 
 

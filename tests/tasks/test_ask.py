@@ -16,7 +16,8 @@ from m3cli.errors import CorpusError, DoesNotFitError, UsageError
 from m3cli.model.catalog import resolve
 from m3cli.model.tokenizer import _LETTERS
 from m3cli.report.ask_json import ask_object, ask_schema
-from m3cli.tasks.ask import UNCITED, Answer, AskEvent, AskRequest, Packed, Text, ask
+from m3cli.tasks.ask import UNCITED, Answer, AskEvent, AskRequest, Text, ask
+from m3cli.tasks.context import ContextRequest, Packed
 from m3cli.tasks.model import open_model
 from tests.gguf_files import NORMAL, USER_DEFINED, write_vocabulary
 
@@ -33,12 +34,16 @@ def tree(tmp_path: Path) -> Path:
 
 
 def request(tree: Path, question: str = "where?", **options: object) -> AskRequest:
-    return AskRequest(question, CorpusRequest((str(tree),)), resolve(None, {}), **options)  # type: ignore[arg-type]
+    return AskRequest(question, ContextRequest(CorpusRequest((str(tree),)), resolve(None, {}), **options))  # type: ignore[arg-type]
+
+
+def with_model(asked: AskRequest, model: ModelRef) -> AskRequest:
+    return replace(asked, context=replace(asked.context, model=model))
 
 
 def run(asked: AskRequest, says: str) -> tuple[list[AskEvent], FakeEngine]:
     engine = FakeEngine(says)
-    return list(ask(asked, open_engine=lambda _: engine, stdin=lambda: b"")), engine
+    return list(ask(asked, open_engine=lambda *_: engine, stdin=lambda: b"")), engine
 
 
 def test_the_stages_stream_in_order(tree: Path) -> None:
@@ -120,7 +125,7 @@ def test_what_cannot_work_is_refused_before_the_engine_starts(
     """A blank question or an impossible context never opens an engine."""
     engine = FakeEngine("x")
     with pytest.raises(error):
-        list(ask(request(tree, **options), open_engine=lambda _: engine, stdin=lambda: b""))  # type: ignore[arg-type]
+        list(ask(request(tree, **options), open_engine=lambda *_: engine, stdin=lambda: b""))  # type: ignore[arg-type]
     assert engine.requests == []
 
 
@@ -176,7 +181,7 @@ def test_the_thinking_mode_ends_the_prompt(
     path = tmp_path_factory.mktemp("model") / "m3.gguf"
     model = model_with(path, (TEMPLATES / "minimax-m3.jinja").read_text("utf-8"))
     tokenizer = open_model(model).tokenizer
-    events, engine = run(replace(request(tree, think=think), model=model), says)
+    events, engine = run(with_model(request(tree, think=think), model), says)
     tokens = engine.requests[0].tokens
     ending = tokenizer.encode_template(tail)
     assert tokens[-len(ending) :] == ending
@@ -198,7 +203,7 @@ def test_what_a_template_says_about_thinking_is_counted(
     model = model_with(tmp_path_factory.mktemp("model") / "wordy.gguf", template)
     (tree / "long.py").write_text("def more():\n    return 2\n\n\n" * 200)
     asked = request(tree, think="on", ctx=3072, max_tokens=100, strategy="select")
-    packed = run(replace(asked, model=model), "x")[0][0]
+    packed = run(with_model(asked, model), "x")[0][0]
     assert isinstance(packed, Packed)
     assert packed.pack.omitted
     assert packed.prompt_tokens + 100 <= 3072

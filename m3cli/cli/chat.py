@@ -1,0 +1,109 @@
+"""`m3 chat`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from m3cli.cli import options, values
+from m3cli.errors import UsageError
+
+
+def chat(
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH...", show_default=False)] = None,
+    model: options.Model = None,
+    ref: options.Ref = None,
+    strategy: options.Strategy = None,
+    order: options.Order = None,
+    files_from: options.FilesFrom = None,
+    null: options.Nul = False,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    no_ignore: options.NoIgnore = False,
+    hidden: options.Hidden = None,
+    max_file_size: options.MaxFileSize = None,
+    max_tokens: options.MaxTokens = None,
+    think: options.Think = None,
+    show_thinking: options.ShowThinking = False,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    ctx: options.Ctx = None,
+    kv_type: options.KVType = None,
+    flash_attention: options.FlashAttention = None,
+    allow_dense: options.AllowDense = False,
+    threads: options.Threads = None,
+    gpu_layers: options.GPULayers = None,
+    cache: options.Cache = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001 - read from sys.argv by m3cli.cli.app
+) -> None:
+    r"""Ask several questions about one context, which the model reads once. /help lists the commands.
+
+    Questions come from the terminal, or from standard input, one a line.
+
+    Example:  m3 chat ./repo
+
+    Example:  printf 'What is it?\nIs it safe?\n' | m3 chat ./repo
+    """
+    from m3cli.report.chat_console import ChatConsole
+    from m3cli.settings import load_settings
+    from m3cli.tasks.chat import Chat
+
+    if "-" in (paths or []):
+        raise UsageError(
+            "Standard input cannot be both a document and the questions.",
+            "Put the document into a file and name that.",
+        )
+    settings = load_settings(
+        {
+            "model": model,
+            "strategy": values.value(strategy),
+            "order": values.value(order),
+            "include": include,
+            "exclude": exclude,
+            "hidden": hidden,
+            "max_file_size": max_file_size,
+            "max_tokens": max_tokens,
+            "think": values.value(think),
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "seed": seed,
+            "repeat_penalty": repeat_penalty,
+            "ctx": ctx,
+            "kv_type": values.value(kv_type),
+            "flash_attention": values.value(flash_attention),
+            "threads": threads,
+            "gpu_layers": gpu_layers,
+            "cache": cache,
+            "checkpoint_every": values.seconds(checkpoint_every, "--checkpoint-every"),
+        }
+    )
+    corpus = values.corpus_request(
+        paths or [],
+        settings,
+        files_from=files_from,
+        null=null,
+        no_ignore=no_ignore,
+        order=settings.order,
+        ref=ref,
+    )
+    context = values.context_request(corpus, settings, allow_dense=allow_dense)
+    console = ChatConsole(answers_to=sys.stdout, quiet=quiet, verbose=verbose, show_thinking=show_thinking)
+    with Chat(
+        context,
+        open_engine=values.open_engine,
+        stdin=values.read_stdin,
+        sampling=values.sampling(settings),
+    ) as conversation:
+        values.note_demo(console, context, settings)
+        console.run(conversation, values.question_lines())

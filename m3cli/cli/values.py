@@ -1,0 +1,195 @@
+"""What becomes of options: the values that tasks take."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from m3cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from enum import Enum
+
+    from rich.console import Console
+
+    from m3cli.corpus.corpus import CorpusRequest
+    from m3cli.engine.events import CacheConfig, Engine, EngineConfig, Sampling
+    from m3cli.engine.snapshots import SnapshotStore
+    from m3cli.report.ask_console import AskConsole
+    from m3cli.report.chat_console import ChatConsole
+    from m3cli.settings import Settings
+    from m3cli.tasks.context import ContextRequest
+
+
+def stdout_console() -> Console:
+    """Tables on standard output; not cut at 80 columns when that is a pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def read_stdin() -> bytes:
+    """All of standard input. Raises UsageError when it is closed."""
+    if sys.stdin is None:
+        raise UsageError("Standard input is closed.", "Pipe or redirect something into m3.")
+    return sys.stdin.buffer.read()
+
+
+def corpus_request(
+    paths: list[str],
+    settings: Settings,
+    *,
+    files_from: str | None,
+    null: bool,
+    no_ignore: bool,
+    order: Literal["auto", "churn", "path", "given"] = "path",
+    ref: str | None = None,
+    output: Path | None = None,
+) -> CorpusRequest:
+    """What to read. Raises UsageError if nothing is named or the path list cannot be read."""
+    from m3cli.corpus.corpus import CorpusRequest
+    from m3cli.corpus.documents import DocumentLimits
+    from m3cli.corpus.sources import WalkOptions, read_path_list
+
+    listed: list[str] = []
+    if files_from is not None:
+        if files_from == "-" and "-" in paths:
+            raise UsageError(
+                "Standard input cannot be both the list of paths and a document.",
+                "Put the list into a file and name that with --files-from.",
+            )
+        try:
+            data = read_stdin() if files_from == "-" else Path(files_from).read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"The path list {files_from} cannot be read: {error.strerror}.",
+                "Name a readable file, or - for stdin.",
+            ) from error
+        listed = read_path_list(data, nul=null)
+    if not paths and not listed:
+        raise UsageError("There is nothing to read.", "Name a directory, a file, or - for standard input.")
+    given_limit = settings.max_file_size if settings.origins.get("max_file_size") else None
+    return CorpusRequest(
+        paths=tuple(paths),
+        listed=tuple(listed),
+        walk=WalkOptions(
+            include=settings.include,
+            exclude=settings.exclude,
+            use_ignore_files=not no_ignore,
+            hidden=settings.hidden,
+        ),
+        limits=DocumentLimits(max_bytes=settings.max_file_size, explicit_max_bytes=given_limit),
+        output=output,
+        ref=ref,
+        order=order,
+    )
+
+
+def context_request(corpus: CorpusRequest, settings: Settings, *, allow_dense: bool) -> ContextRequest:
+    """How the model is to run on `corpus`. Raises UsageError for settings that exclude each other."""
+    from m3cli.model.catalog import resolve
+    from m3cli.settings import cache_dir
+    from m3cli.tasks.context import Caching, ContextRequest
+
+    flash = settings.flash_attention != "off"
+    if not flash and settings.kv_type != "f16":
+        raise UsageError(
+            f"A {settings.kv_type} KV cache needs flash attention, which is switched off.",
+            "Leave out --flash-attention off, or use --kv-type f16.",
+        )
+    return ContextRequest(
+        corpus=corpus,
+        model=resolve(settings.model, settings.models),
+        strategy=settings.strategy,
+        think=settings.think if "think" in settings.origins else None,
+        ctx=settings.ctx,
+        max_tokens=settings.max_tokens,
+        kv_type=settings.kv_type,
+        flash_attention=flash,
+        allow_dense=allow_dense,
+        threads=settings.threads,
+        gpu_layers=settings.gpu_layers,
+        caching=Caching(cache_dir(), settings.cache_size, settings.checkpoint_every)
+        if settings.cache
+        else None,
+    )
+
+
+def value(choice: Enum | None) -> str | None:
+    """What a choice stands for, None for none."""
+    return None if choice is None else str(choice.value)
+
+
+def note_demo(console: AskConsole | ChatConsole, context: ContextRequest, settings: Settings) -> None:
+    """Say that nobody chose the model."""
+    if context.model.origin == "demo" and settings.model is None:
+        console.note(
+            "note: using the bundled demo model, which is for trying m3 out; name a real one with --model"
+        )
+
+
+def sampling(settings: Settings) -> Sampling:
+    """How tokens are chosen."""
+    from m3cli.engine.events import Sampling
+
+    return Sampling(
+        settings.temperature,
+        settings.top_p,
+        settings.top_k,
+        settings.min_p,
+        settings.seed,
+        settings.repeat_penalty,
+    )
+
+
+def open_engine(config: EngineConfig, cache: CacheConfig | None) -> Engine:
+    """The engine of this machine."""
+    from m3cli.engine.local import LocalEngine
+    from m3cli.settings import cache_dir
+
+    return LocalEngine(config, state_dir=cache_dir(), cache=cache)
+
+
+def snapshots() -> SnapshotStore:
+    """The saved contexts of this user; what is damaged is told on stderr."""
+    from m3cli.engine.snapshots import SnapshotStore
+    from m3cli.report.text import printable, stderr_console
+    from m3cli.settings import cache_dir, load_settings
+
+    def report(sentence: str) -> None:
+        stderr_console().print(f"note: {printable(sentence)}", style="dim", markup=False)
+
+    return SnapshotStore(cache_dir() / "snapshots", max_bytes=load_settings({}).cache_size, report=report)
+
+
+def question_lines() -> Iterator[str]:
+    """Lines that a person types, with editing and a history; or those of standard input."""
+    from m3cli.cli.lines import piped, typed
+    from m3cli.settings import cache_dir
+
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
+        return typed(cache_dir() / "chat-history")
+    return piped(sys.stdin)
+
+
+def seconds(text: str | None, option: str) -> int | None:
+    """`90`, `30s`, `5m` or `2h` in seconds; None for None. Raises UsageError."""
+    return _number(text, option, {"": 1, "S": 1, "M": 60, "H": 3600}, "a time, such as 30s, 5m or 2h")
+
+
+def nbytes(text: str | None, option: str) -> int | None:
+    """`48G` in bytes, in powers of 1,000 as the names of published files count; None for None."""
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    return _number(text, option, units | {f"{unit}B": n for unit, n in units.items()}, "a size, such as 48G")
+
+
+def _number(text: str | None, option: str, units: Mapping[str, int], wanted: str) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15})([A-Z]*)", text.strip().upper())
+    if match is None or match[2] not in units or not int(match[1]):
+        raise UsageError(f"The value {text!r} of {option} is not {wanted}.", f"Give {option} {wanted}.")
+    return int(match[1]) * units[match[2]]

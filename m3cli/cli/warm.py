@@ -1,0 +1,94 @@
+"""`m3 warm`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from m3cli.cli import options, values
+
+
+def warm(
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH...", show_default=False)] = None,
+    model: options.Model = None,
+    ref: options.Ref = None,
+    order: options.Order = None,
+    files_from: options.FilesFrom = None,
+    null: options.Nul = False,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    no_ignore: options.NoIgnore = False,
+    hidden: options.Hidden = None,
+    max_file_size: options.MaxFileSize = None,
+    max_tokens: options.MaxTokens = None,
+    think: options.Think = None,
+    ctx: options.Ctx = None,
+    kv_type: options.KVType = None,
+    flash_attention: options.FlashAttention = None,
+    allow_dense: options.AllowDense = False,
+    threads: options.Threads = None,
+    gpu_layers: options.GPULayers = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001 - read from sys.argv by m3cli.cli.app
+) -> None:
+    """Read files into the model now and keep that, so that questions about them are answered fast later.
+
+    Can be interrupted and run again; it goes on where it was. Give the same options as to `m3 ask`.
+
+    Example:  m3 warm ./repo
+    """
+    from m3cli.report.ask_console import AskConsole
+    from m3cli.report.ask_json import warm_object
+    from m3cli.report.output import write_json
+    from m3cli.settings import load_settings
+    from m3cli.tasks.warm import Warmed
+    from m3cli.tasks.warm import warm as run
+
+    settings = load_settings(
+        {
+            "model": model,
+            "order": values.value(order),
+            "include": include,
+            "exclude": exclude,
+            "hidden": hidden,
+            "max_file_size": max_file_size,
+            "max_tokens": max_tokens,
+            "think": values.value(think),
+            "ctx": ctx,
+            "kv_type": values.value(kv_type),
+            "flash_attention": values.value(flash_attention),
+            "threads": threads,
+            "gpu_layers": gpu_layers,
+            "cache": True,
+            "checkpoint_every": values.seconds(checkpoint_every, "--checkpoint-every"),
+        }
+    )
+    corpus = values.corpus_request(
+        paths or [],
+        settings,
+        files_from=files_from,
+        null=null,
+        no_ignore=no_ignore,
+        order=settings.order,
+        ref=ref,
+    )
+    context = values.context_request(corpus, settings, allow_dense=allow_dense)
+    warmed: Warmed | None = None
+    with AskConsole(answer_to=None, quiet=quiet, verbose=verbose) as console:
+        values.note_demo(console, context, settings)
+        for event in run(context, open_engine=values.open_engine, stdin=values.read_stdin):
+            if isinstance(event, Warmed):
+                warmed = event
+            else:
+                console.show(event)
+        assert warmed is not None
+        console.note(
+            f"warm: {warmed.tokens:,} tokens, {warmed.restored_tokens:,} of them computed before, "
+            f"in {warmed.seconds:.1f} s"
+        )
+    if json:
+        write_json(warm_object(warmed))

@@ -1,0 +1,77 @@
+"""`m3 warm`: compute the KV cache of a corpus now, so that every question about it is answered fast."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from m3cli.engine.events import Event, Finished, Notice, Request, Saved
+from m3cli.errors import M3Error, MachineError, UsageError
+from m3cli.tasks.context import Context, Packed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from m3cli.tasks.context import ContextRequest, OpenEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """The first `tokens` of every prompt about this corpus are on the disk.
+
+    `restored_tokens` of them were computed before; `seconds` is what this run took.
+    """
+
+    packed: Packed
+    tokens: int
+    restored_tokens: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+WarmEvent = Event | Packed | Warmed
+
+
+def warm(
+    request: ContextRequest, *, open_engine: OpenEngine, stdin: Callable[[], bytes]
+) -> Iterator[WarmEvent]:
+    """Stream the stages of warming; the last event is Warmed.
+
+    Raises UsageError without a cache, DoesNotFitError when the whole corpus does not fit the context: an
+    excerpt depends on the question. Also what the stages raise, and MachineError if nothing could be saved.
+    """
+    started = time.perf_counter()
+    if request.caching is None:
+        raise UsageError("Without a cache there is nothing to warm.", "Leave out --no-cache.")
+    with Context(request, stdin) as context:
+        packed = context.pack("", strategy="whole")
+        prompt = context.prompt(packed.pack.parts, "")
+    yield packed
+    warnings = list(context.notes)
+    for note in warnings:
+        yield Notice(note)
+    tokens = prompt.tokens[: prompt.prefix]
+    run = Request(tokens, 0, prefix=prompt.prefix, label=context.label)
+    finished: Finished | None = None
+    saved, refused = False, ""
+    with open_engine(context.engine_config(packed.n_ctx), context.cache_config()) as engine:
+        for event in engine.generate(run):
+            yield event
+            if isinstance(event, Notice):
+                warnings.append(event.text)
+                refused = event.text
+            elif isinstance(event, Saved):
+                saved = saved or event.tokens == len(tokens)
+            elif isinstance(event, Finished):
+                finished = event
+    if finished is None:
+        raise M3Error("The engine ended without finishing.", "Run again with --debug and report this.")
+    if not saved and finished.restored_tokens < len(tokens):
+        raise MachineError(
+            f"The context of {len(tokens):,} tokens was read, but is not saved. {refused}".rstrip(),
+            "Make room on the disk or in the cache (m3 cache prune); very small contexts are never saved.",
+        )
+    yield Warmed(
+        packed, len(tokens), finished.restored_tokens, time.perf_counter() - started, tuple(warnings)
+    )

@@ -1,0 +1,287 @@
+"""Cold, restored, resumed and edited: what a KV cache that was kept gives is what a new one gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from m3cli.engine import session as session_module
+from m3cli.engine.events import (
+    CacheConfig,
+    EngineConfig,
+    Finished,
+    Notice,
+    Prefilled,
+    Request,
+    Restored,
+    Saved,
+    Stopped,
+    Token,
+)
+from m3cli.engine.llama import Model
+from m3cli.engine.session import Session, snapshot_key
+from m3cli.engine.snapshots import SnapshotStore
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from m3cli.engine.events import Event
+
+BATCH = 64
+QUESTION = 20  # tokens
+PREFIX = 4 * BATCH + 37  # tokens: not where a batch would end anyway
+
+
+@pytest.fixture(scope="module", params=["smollm2", "tiny-m3"])
+def model(request: pytest.FixtureRequest, smollm2: str, tiny_gguf: Path) -> Iterator[Model]:
+    """A chat model with full attention, and one with MSA, in this process."""
+    path = smollm2 if request.param == "smollm2" else str(tiny_gguf)
+    config = EngineConfig(path, n_ctx=2048, n_batch=BATCH, n_ubatch=BATCH, threads=1)
+    loaded = Model(config, extra_buffers=False)
+    yield loaded
+    loaded.close()
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    return list(map(int, np.random.default_rng(seed).integers(5, 900, size=count)))
+
+
+@pytest.fixture(autouse=True)
+def everything_is_worth_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_WORTH_SAVING", BATCH)
+
+
+CORPUS = ids(PREFIX)
+PROMPT = [*CORPUS, *ids(QUESTION, 1)]
+
+
+def ask(tokens: list[int] = PROMPT, prefix: int = PREFIX, **options: object) -> Request:
+    return Request(tokens, 12, prefix=prefix, label="tree", **options)  # type: ignore[arg-type]
+
+
+def said(events: list[Event]) -> list[int]:
+    assert isinstance(events[-1], Finished)
+    return [event.id for event in events if isinstance(event, Token)]
+
+
+def restored(events: list[Event]) -> int:
+    return next((event.tokens for event in events if isinstance(event, Restored)), 0)
+
+
+@pytest.fixture(scope="module")
+def cold(model: Model) -> Callable[[list[int]], list[int]]:
+    """The answer to a prompt without anything kept."""
+    answers: dict[tuple[int, ...], list[int]] = {}
+
+    def answer(tokens: list[int], prefix: int = PREFIX) -> list[int]:
+        key = (prefix, *tokens)
+        if key not in answers:
+            answers[key] = said(list(Session(model).generate(ask(tokens, prefix))))
+        return answers[key]
+
+    return answer
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> CacheConfig:
+    return CacheConfig(str(tmp_path), "digest", "model")
+
+
+def test_a_restored_run_says_the_same(
+    model: Model, cache: CacheConfig, cold: Callable[..., list[int]]
+) -> None:
+    """The second process finds the corpus on the disk, exactly up to the question."""
+    first = list(Session(model, cache, "key").generate(ask()))
+    assert [event.tokens for event in first if isinstance(event, Saved)] == [PREFIX]
+    assert restored(first) == 0
+    second = list(Session(model, cache, "key").generate(ask()))
+    assert restored(second) == PREFIX
+    assert [event.done for event in second if isinstance(event, Prefilled)] == [PREFIX, len(PROMPT)]
+    assert said(first) == said(second) == cold(PROMPT)
+
+
+def test_another_question_prefills_only_itself(
+    model: Model, cache: CacheConfig, cold: Callable[..., list[int]]
+) -> None:
+    """In one process and in two, the corpus is shared."""
+    other = [*CORPUS, *ids(QUESTION + 9, 2)]
+    session = Session(model, cache, "key")
+    list(session.generate(ask()))
+    same_process = list(session.generate(ask(other)))
+    new_process = list(Session(model, cache, "key").generate(ask(other)))
+    for events in (same_process, new_process):
+        assert restored(events) == PREFIX
+        assert said(events) == cold(other)
+
+
+def test_an_edit_costs_the_changed_tail(
+    model: Model, cache: CacheConfig, cold: Callable[..., list[int]]
+) -> None:
+    """Up to the batch in which the first token changed, everything is kept; longer or shorter after it."""
+    list(Session(model, cache, "key").generate(ask()))
+    place = 3 * BATCH + 50
+    for change in (ids(40, 3), ids(130, 4), []):
+        edited = [*CORPUS[:place], *change, *CORPUS[place + 20 :]]
+        tokens = [*edited, *ids(QUESTION, 1)]
+        events = list(Session(model, cache, "key").generate(ask(tokens, len(edited))))
+        assert restored(events) == 3 * BATCH
+        assert said(events) == cold(tokens, len(edited))
+
+
+def stop_after(count: int) -> tuple[Callable[[], bool], Callable[[Event], None]]:
+    """A switch that says stop once `count` tokens are prefilled, and what tells it."""
+    seen = 0
+
+    def hear(event: Event) -> None:
+        nonlocal seen
+        if isinstance(event, Prefilled):
+            seen = event.done
+
+    return lambda: seen >= count, hear
+
+
+@pytest.mark.parametrize("count", [1, 2 * BATCH, 4 * BATCH, PREFIX, len(PROMPT)])
+def test_a_stopped_run_is_resumed(
+    model: Model, cache: CacheConfig, cold: Callable[..., list[int]], count: int
+) -> None:
+    """What was computed until the interrupt is saved, if it is worth it, and the next run goes on there."""
+    stopping, hear = stop_after(count)
+    events: list[Event] = []
+    for event in Session(model, cache, "key", stopping).generate(ask()):
+        hear(event)
+        events.append(event)
+    end = events[-1]
+    assert isinstance(end, Stopped)
+    assert count <= end.done < count + BATCH
+    assert end.saved == (end.done if end.done >= BATCH else 0) or end.done == len(PROMPT)
+    again = list(Session(model, cache, "key").generate(ask()))
+    assert restored(again) == min(end.saved, PREFIX)
+    assert said(again) == cold(PROMPT)
+
+
+def test_checkpoints_on_a_timer(model: Model, cache: CacheConfig, cold: Callable[..., list[int]]) -> None:
+    """During a long prefill the cache is saved; the newest replaces the ones before it."""
+    events = list(Session(model, replace(cache, checkpoint_seconds=0.0), "key").generate(ask()))
+    saved = [event.tokens for event in events if isinstance(event, Saved)]
+    assert saved[:3] == [BATCH, 2 * BATCH, 3 * BATCH]
+    entries = SnapshotStore(session_module.Path(cache.directory)).entries()
+    assert [entry.manifest.tokens for entry in entries] == [saved[-1]]
+    assert said(events) == cold(PROMPT)
+
+
+def test_an_aborted_computation_keeps_whole_batches(
+    model: Model, cold: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop in the middle of a batch leaves the cache as it was before that batch."""
+    stopped: list[bool] = []
+    decode = model.decode
+
+    def decode_and_stop(tokens: array[int], start: int, count: int) -> bool:
+        if start == 2 * BATCH:  # as the worker does when a stop comes
+            stopped.append(True)
+            model.abort()
+        return decode(tokens, start, count)
+
+    session = Session(model, stopping=lambda: bool(stopped))
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "decode", decode_and_stop)
+        end = list(session.generate(ask()))[-1]
+    model.go_on()
+    stopped.clear()
+    assert end == Stopped(2 * BATCH, 0)
+    again = list(session.generate(ask()))
+    assert restored(again) == 2 * BATCH
+    assert said(again) == cold(PROMPT)
+
+
+def test_a_damaged_state_is_not_loaded(
+    model: Model, cache: CacheConfig, cold: Callable[..., list[int]]
+) -> None:
+    """A flipped bit in the state is a notice, and a cold run; the next one finds a good entry again."""
+    list(Session(model, cache, "key").generate(ask()))
+    (entry,) = SnapshotStore(session_module.Path(cache.directory)).entries()
+    data = bytearray(entry.state_file.read_bytes())
+    data[len(data) // 2] ^= 4
+    entry.state_file.write_bytes(data)
+    events = list(Session(model, cache, "key").generate(ask()))
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert len(notices) == 1
+    assert "does not match its checksum" in notices[0]
+    assert restored(events) == 0
+    assert said(events) == cold(PROMPT)
+    assert restored(list(Session(model, cache, "key").generate(ask()))) == PREFIX
+
+
+def test_a_state_that_llama_cpp_refuses_is_not_the_end(
+    model: Model, cache: CacheConfig, cold: Callable[..., list[int]]
+) -> None:
+    """A file with a right checksum that is no state, as another version might leave, costs a notice."""
+    key = "key"
+    store = SnapshotStore(session_module.Path(cache.directory), key)
+
+    def write_nonsense(path: Path) -> int:
+        return path.write_bytes(b"nonsense" * 100)
+
+    store.save(CORPUS, 800, write_nonsense, label="", model="", tokens_per_second=0)
+    events = list(Session(model, cache, key).generate(ask()))
+    assert ["does not accept it" in e.text for e in events if isinstance(e, Notice)] == [True]
+    assert said(events) == cold(PROMPT)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_notice(
+    model: Model, tmp_path: Path, cold: Callable[..., list[int]]
+) -> None:
+    """The answer comes all the same."""
+    (tmp_path / "file").write_text("in the way")
+    cache = CacheConfig(str(tmp_path / "file"), "digest", "model")
+    events = list(Session(model, cache, "key").generate(ask()))
+    assert ["is not saved for later" in e.text for e in events if isinstance(e, Notice)] == [True]
+    assert said(events) == cold(PROMPT)
+
+
+def test_a_conversation_reuses_all_that_agrees(model: Model, cache: CacheConfig) -> None:
+    """Without exactness, what the model has written itself is kept as well."""
+    session = Session(model, cache, "key")
+    first = list(session.generate(ask()))
+    answer = said(first)
+    longer = [*PROMPT, *answer, *ids(20, 5)]
+    second = list(session.generate(ask(longer, exact=False)))
+    assert restored(second) == len(PROMPT) + len(answer) - 1  # the last one was sampled, not computed
+    strict = list(session.generate(ask(longer)))
+    assert restored(strict) == PREFIX
+
+
+def test_warming_computes_no_answer(model: Model, cache: CacheConfig, cold: Callable[..., list[int]]) -> None:
+    """A prompt that is all prefix is saved whole, and found whole the next time."""
+    warm = Request(CORPUS, 0, prefix=PREFIX)
+    assert said(list(Session(model, cache, "key").generate(warm))) == []
+    again = list(Session(model, cache, "key").generate(warm))
+    assert restored(again) == PREFIX
+    asked = list(Session(model, cache, "key").generate(ask()))
+    assert restored(asked) == PREFIX
+    assert said(asked) == cold(PROMPT)
+
+
+def test_only_what_fits_is_found(smollm2: str) -> None:
+    """Each setting that changes the numbers in a cache gives another key; those that do not, do not."""
+    config = EngineConfig(smollm2, n_ctx=512)
+    cache = CacheConfig("/c", "digest", "name")
+    key = snapshot_key(config, cache, "build", "full")
+    same = replace(config, model_path="/other", n_ctx=1024, threads=3)
+    assert snapshot_key(same, replace(cache, directory="/d", model_name="x"), "build", "full") == key
+    others = {
+        snapshot_key(replace(config, kv_type_k="q8_0"), cache, "build", "full"),
+        snapshot_key(replace(config, kv_type_v="q8_0"), cache, "build", "full"),
+        snapshot_key(replace(config, n_batch=256), cache, "build", "full"),
+        snapshot_key(replace(config, flash_attention=False), cache, "build", "full"),
+        snapshot_key(config, replace(cache, model_digest="other"), "build", "full"),
+        snapshot_key(config, cache, "other", "full"),
+        snapshot_key(config, cache, "build", "sparse"),
+        key,
+    }
+    assert len(others) == 8
