@@ -139,9 +139,7 @@ class Checkpoint:
             )
         if not scale.shape:
             return stored.shape[0], stored.shape[1]
-        block = self._scale_block
-        if block is None and len(scale.shape) == 2 and all(scale.shape):
-            block = (stored.shape[0] // scale.shape[0], stored.shape[1] // scale.shape[1])
+        block = self._scale_block or _likely_block(stored.shape, scale.shape)
         if (
             block is None
             or not all(block)
@@ -154,6 +152,20 @@ class Checkpoint:
                 _AGAIN,
             )
         return block
+
+
+def _likely_block(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int] | None:
+    """Rows and columns that share a scale, as far as the shapes of weight and scale leave no choice.
+
+    Blocks are whole sides or powers of two: 4 scales for 100 columns are no blocks of 25, but may be of 32.
+    """
+    if len(scales) != 2 or not all(scales):
+        return None
+    height, width = (size // count for size, count in zip(shape, scales, strict=True))
+    for side, count in ((height, scales[0]), (width, scales[1])):
+        if count > 1 and side & (side - 1):
+            return None
+    return height, width
 
 
 def _scale_block(path: Path) -> tuple[int, int] | None:
@@ -181,13 +193,20 @@ def _weight_map(directory: Path) -> Mapping[str, Path]:
     if not isinstance(entries, dict) or not entries:
         raise ModelError(f"{index} holds no weight_map.", _AGAIN)
     for file in entries.values():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".."):
             raise ModelError(f"{index} names {file!r}, which is no file beside it.", _AGAIN)
-    missing = sorted({file for file in entries.values() if not (directory / file).is_file()})
+    missing = sorted({file for file in entries.values() if not _is_file(directory / file)})
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelError(f"{directory} lacks {shown}, which {_INDEX} names.", "Download what is missing.")
     return {name: directory / file for name, file in entries.items()}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any
+        return False
 
 
 def _list(shard: Path) -> Iterator[Stored]:

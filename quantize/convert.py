@@ -266,7 +266,8 @@ def _headers(
     request: ConvertRequest, hparams: HParams, tensors: list[_Tensor]
 ) -> tuple[list[_File], list[str], str | None]:
     """Header and share of the tensors of each file; notes for the user; the licence."""
-    logging.getLogger("gguf").setLevel(logging.ERROR)  # its library narrates
+    for name in ("gguf", "metadata"):  # the library narrates under both names
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     writer = gguf.GGUFWriter(None, ARCHITECTURE, split_max_size=request.split_max_bytes)
     licence, notes = add_metadata(writer, request.source)
     writer.add_file_type(_TYPES[request.type][1])

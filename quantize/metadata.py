@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import date
+from typing import TYPE_CHECKING, Any
 
 import gguf
 
@@ -48,25 +49,55 @@ def add_hparams(writer: gguf.GGUFWriter, h: HParams) -> None:
 def add_metadata(writer: gguf.GGUFWriter, source: Path) -> tuple[str | None, list[str]]:
     """Write name, authors and licence, out of the model card (README.md) and the directory's name.
 
-    Returns the licence, and notes for the user. Raises ModelError when the card cannot be read.
+    Returns the licence, and notes for the user. Raises ModelError when a file cannot be read, or the
+    licence in it is no text; what else is of a wrong type is left out.
     """
+    writer.add_type(gguf.GGUFType.MODEL)
+    written = writer.kv_data[0]
     try:
         metadata = gguf.Metadata.load(model_path=source.resolve())
+        if not metadata.license and (source / "LICENSE").is_file():
+            text = (source / "LICENSE").read_bytes()[:4096].decode("utf-8", "replace")
+            first = next((line.strip() for line in text.splitlines() if line.strip()), "LICENSE")
+            metadata.license, metadata.license_name = "other", metadata.license_name or first
+        metadata.set_gguf_meta_model(writer)
+        _drop_odd_types(written)
     except Exception as error:  # whatever YAML and the library's guesses may raise
         raise ModelError(
-            f"The model card in {source} cannot be read: {error}.",
-            "Take README.md from the published checkpoint.",
+            f"Name and licence of {source} cannot be read: {error}.",
+            "Take README.md and LICENSE from the published checkpoint.",
         ) from error
-    writer.add_type(gguf.GGUFType.MODEL)
-    if not metadata.license and (source / "LICENSE").is_file():
-        text = (source / "LICENSE").read_bytes()[:4096].decode("utf-8", "replace")
-        metadata.license = "other"
-        metadata.license_name = next((line.strip() for line in text.splitlines() if line.strip()), "LICENSE")
-    metadata.set_gguf_meta_model(writer)
-    if metadata.license:
-        return metadata.license_name or metadata.license, []
+    for key in (gguf.Keys.General.LICENSE_NAME, gguf.Keys.General.LICENSE):
+        if key in written:
+            return written[key].value, []
     note = (
         f"{source} holds no licence, neither in README.md nor in LICENSE, so the file will not state one; "
         "MiniMax-M3's has commercial conditions."
     )
     return None, [note]
+
+
+def _drop_odd_types(entries: dict[str, gguf.GGUFValue]) -> None:
+    """Drop what GGUF cannot store: the library passes on whatever type stands in YAML or JSON."""
+    for key, entry in list(entries.items()):
+        entry.value = _storable(entry.value, entry.type)
+        if entry.value is None:
+            if key.startswith(gguf.Keys.General.LICENSE):
+                raise ValueError("the licence in README.md is no text")
+            del entries[key]
+
+
+def _storable(value: Any, kind: gguf.GGUFValueType) -> Any:
+    """Return `value` as GGUF can store it, or None."""
+    if kind == gguf.GGUFValueType.ARRAY:
+        texts = (_storable(entry, gguf.GGUFValueType.STRING) for entry in value)
+        return [text for text in texts if text is not None] or None
+    if kind == gguf.GGUFValueType.STRING:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float, date)):
+            return None
+        return str(value).encode("utf-8", "replace").decode()  # YAML's `version: 1.0` is a number
+    if kind == gguf.GGUFValueType.FLOAT32:
+        return value if type(value) in (int, float) and abs(value) < 1e30 else None
+    if kind == gguf.GGUFValueType.INT32:
+        return value if type(value) is int and abs(value) < 1 << 31 else None
+    return value

@@ -100,7 +100,7 @@ class _Packer:
         # 1. the tree, so that the model knows what else there is
         budget = self.whole.tokens if budget is None else budget
         tree_budget = int(budget * _TREE_SHARE)
-        paths = list(self.chunks_of)
+        paths = sorted(self.chunks_of, key=lambda path: path.split("/"))  # whatever order the chunks have
         tree = compact_tree(paths, lambda text: self._tree_fits(text, tree_budget))
         # 2. chunks by relevance, each at the price that it has on its own
         order = rank(self.chunks, question) if question else self._breadth_first()
