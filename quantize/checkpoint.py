@@ -8,6 +8,7 @@ two (ue8m0, one for 32 elements of a row). Whichever name it has, the weight is 
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,19 +52,26 @@ class Weight:
     scale: Stored | None = None
     block: tuple[int, int] = (1, 1)
 
-    def rows(self, first: int, last: int) -> Any:
+    def rows(self, first: int, last: int, limit: float = math.inf) -> Any:
         """Return rows `first` to `last`, the latter excluded, as a torch tensor of f32, f16 or bf16.
 
         A tensor of one dimension is one row. Raises ModelError, naming the tensor, if it cannot be read
-        or holds a NaN or an infinity.
+        or holds a NaN or a value beyond `limit`.
         """
         values = _read(self.stored, first, last)
         if self.scale is not None:
             values = values.float() * self._scales(self.scale, first, last, values.shape[-1])
         low, high = torch.aminmax(values)  # both are NaN if one value is
-        if not torch.isfinite(low) or not torch.isfinite(high):
-            kind = "NaNs" if torch.isnan(low) else "infinities"
+        largest = max(-float(low), float(high))
+        if not math.isfinite(largest):
+            kind = "NaNs" if math.isnan(largest) else "infinities"
             raise ModelError(f"The tensor {self.stored.name} of {self.stored.file} holds {kind}.", _AGAIN)
+        if largest > limit:
+            raise ModelError(
+                f"The tensor {self.stored.name} of {self.stored.file} holds values beyond {limit:,.4g}, the "
+                "largest of the type that was asked for.",
+                "Convert with --type bf16, or f32 for values as large as these.",
+            )
         return values
 
     def _scales(self, scale: Stored, first: int, last: int, columns: int) -> Any:
@@ -79,12 +87,14 @@ class Weight:
 class Checkpoint:
     """The tensors of all shards, by the names they have there.
 
+    `scale_block` is rows and columns that share a scale, None where the config does not say.
     Raises ModelError, naming file or tensor, when a shard is missing, broken or cut short, or lacks what
     the index promises.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._scale_block = _scale_block(directory / "config.json")
+        self.directory = directory
+        self.scale_block = _scale_block(directory / "config.json")
         self.shards: tuple[Path, ...] = ()
         self.stored: dict[str, Stored] = {}
         promised = _weight_map(directory)
@@ -139,7 +149,7 @@ class Checkpoint:
             )
         if not scale.shape:
             return stored.shape[0], stored.shape[1]
-        block = self._scale_block or _likely_block(stored.shape, scale.shape)
+        block = self.scale_block or _likely_block(stored.shape, scale.shape)
         if (
             block is None
             or not all(block)
@@ -148,7 +158,7 @@ class Checkpoint:
             raise ModelError(
                 f"The scale {scale.name} of {scale.file} has the shape {list(scale.shape)}, which does not "
                 f"fit its tensor of {list(stored.shape)}"
-                + (f" in blocks of {list(self._scale_block)}." if self._scale_block else "."),
+                + (f" in blocks of {list(self.scale_block)}." if self.scale_block else "."),
                 _AGAIN,
             )
         return block
@@ -170,7 +180,11 @@ def _likely_block(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int,
 
 def _scale_block(path: Path) -> tuple[int, int] | None:
     """Rows and columns that share a scale, where the config states them."""
-    quantization = read_json(path).get("quantization_config")
+    config = read_json(path)
+    text = config.get("text_config")
+    quantization = config.get("quantization_config")
+    if quantization is None and isinstance(text, dict):
+        quantization = text.get("quantization_config")
     block = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
     if block is None:
         return None

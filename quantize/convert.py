@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -37,12 +39,19 @@ from quantize.events import Converted, ConvertEvent, ConvertRequest, OutputFile,
 from quantize.hparams import ARCHITECTURE, HParams, read_hparams
 from quantize.metadata import add_hparams, add_metadata
 from quantize.names import Mapping, mappings, skipped_kind, text_name
-from quantize.partial import PartialFiles
+from quantize.partial import PartialFiles, Source
 from quantize.vocabulary import add_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# The largest value of each type; a block of q8_0 holds 127 steps of a scale that is f16.
+_LIMITS = {
+    gguf.GGMLQuantizationType.F32: 3.4028234e38,
+    gguf.GGMLQuantizationType.BF16: 3.3895313e38,
+    gguf.GGMLQuantizationType.F16: 65504.0,
+    gguf.GGMLQuantizationType.Q8_0: 127 * 65504.0,
+}
 _TYPES: dict[OutType, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
     "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
@@ -91,6 +100,7 @@ class _Tensor:
 class _Piece(NamedTuple):
     nbytes: int
     tensor: str
+    shard: Path | None
     make: Callable[[], bytes | memoryview]
 
 
@@ -111,6 +121,12 @@ class Conversion:
         self._checkpoint = Checkpoint(request.source)
         tensors, skipped = _match(self._checkpoint, hparams, request.type)
         self._files, notes, licence = _headers(request, hparams, tensors)
+        largest = max(tensors, key=lambda tensor: tensor.nbytes)
+        if 0 < request.split_max_bytes < largest.nbytes:
+            notes.append(
+                f"The tensor {largest.mapping.name} alone has {largest.nbytes / 1e9:,.2f} GB, more than "
+                "--split-max-size."
+            )
         by_type: Counter[str] = Counter(tensor.type.name for tensor in tensors)
         self.planned = Planned(
             files=tuple(OutputFile(file.name, file.nbytes) for file in self._files),
@@ -122,6 +138,7 @@ class Conversion:
             ),
             skipped=skipped,
             license=licence,
+            free_bytes=shutil.disk_usage(request.out.parent).free,
             notes=tuple(notes),
         )
 
@@ -129,7 +146,11 @@ class Conversion:
         """Convert. Raises what PartialFiles raises, and ModelError for a NaN or a value that is too large."""
         started = time.monotonic()
         with PartialFiles(
-            self._request.out, self.planned.files, self._fingerprint(), resume=self._request.resume
+            self._request.out,
+            self.planned.files,
+            self._fingerprint(),
+            self._sources(),
+            resume=self._request.resume,
         ) as output:
             resumed = output.done
             yield Progress(output.done, output.total, resumed, "")
@@ -146,25 +167,38 @@ class Conversion:
     def _pieces(self) -> Iterator[_Piece]:
         """Everything that is written, in order."""
         for file in self._files:
-            yield _Piece(len(file.header), "", partial(bytes, file.header))
+            yield _Piece(len(file.header), "", None, partial(bytes, file.header))
             for tensor in file.tensors:
                 name = tensor.mapping.name
                 for weight, first, last in _row_ranges(tensor):
                     nbytes = (last - first) * tensor.row_bytes
-                    yield _Piece(nbytes, name, partial(_encode, tensor, weight, first, last))
+                    make = partial(_encode, tensor, weight, first, last)
+                    yield _Piece(nbytes, name, weight.stored.file, make)
                 if padding := tensor.padded - tensor.nbytes:
-                    yield _Piece(padding, name, partial(bytes, padding))
+                    yield _Piece(padding, name, None, partial(bytes, padding))
 
     def _fingerprint(self) -> str:
-        """Of all that the output depends on; the weights count by their files' names, sizes and times."""
-        digest = hashlib.sha256(f"{_FORMAT} {self._request.type}".encode())
+        """Of all that the output depends on beside the shards' contents."""
+        digest = hashlib.sha256(f"{_FORMAT} {self._request.type} {self._checkpoint.scale_block}".encode())
         for file in self._files:
-            digest.update(f"{file.name} {file.nbytes}\n".encode())
+            digest.update(os.fsencode(file.name) + f" {file.nbytes}\n".encode())
             digest.update(file.header)
-        for shard in self._checkpoint.shards:
-            status = shard.stat()
-            digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
+
+    def _sources(self) -> dict[str, Source]:
+        """Each shard by its name: what tells it from a changed one, and where the output first needs it."""
+        first: dict[Path, int] = {}
+        start = 0
+        for piece in self._pieces():
+            if piece.shard is not None:
+                first.setdefault(piece.shard, start)
+            start += piece.nbytes
+        sources = {}
+        for shard, place in first.items():
+            status = shard.stat()
+            identity = f"{status.st_size} {status.st_mtime_ns}"
+            sources[shard.name.encode("utf-8", "backslashreplace").decode()] = Source(identity, place)
+        return sources
 
 
 def convert(request: ConvertRequest) -> Iterator[ConvertEvent]:
@@ -196,6 +230,12 @@ def _match(
     wanted = mappings(hparams)
     sources = {source for mapping in wanted for source in mapping.sources}
     missing = [source for mapping in wanted for source in mapping.sources if source not in there]
+    if missing and any("gate_up_proj" in name for name in there):
+        raise ModelError(
+            f"The checkpoint in {checkpoint.directory} holds fused matrices (gate_up_proj): transformers "
+            "saved it in its own form, not in the published one.",
+            "Save it from MiniMaxM3SparseForConditionalGeneration, which keeps the published names.",
+        )
     if missing:
         raise ModelError(
             f"The checkpoint lacks the tensor {missing[0]}" + _and_more(missing, "that its config asks for."),
@@ -243,7 +283,7 @@ def _row_ranges(tensor: _Tensor) -> Iterator[tuple[Weight, int, int]]:
 
 def _encode(tensor: _Tensor, weight: Weight, first: int, last: int) -> memoryview:
     """Rows of a tensor as they stand in the file."""
-    values = weight.rows(first, last)
+    values = weight.rows(first, last, _LIMITS[tensor.type])
     if tensor.mapping.role == "norm":
         values = values.float() + 1  # Gemma's norms scale by 1 + weight, llama.cpp's by what is stored
     if tensor.type == gguf.GGMLQuantizationType.BF16:
@@ -253,11 +293,6 @@ def _encode(tensor: _Tensor, weight: Weight, first: int, last: int) -> memoryvie
     else:
         half = tensor.type == gguf.GGMLQuantizationType.F16
         array = values.to(torch.float16 if half else torch.float32).numpy()
-        if half and not np.isfinite(array).all():
-            raise ModelError(
-                f"The tensor {weight.stored.name} holds values beyond the range of f16.",
-                "Convert with --type bf16.",
-            )
     data: memoryview = np.ascontiguousarray(array).data.cast("B")
     return data
 

@@ -42,7 +42,8 @@ class Planned:
     """What will be written; nothing is yet. Sizes are in bytes.
 
     `tensors` has (type, count, bytes) for each type, `skipped` the number of the checkpoint's tensors
-    by the reason why the text model does not need them, `license` what the file will state.
+    by the reason why the text model does not need them, `license` what the file will state,
+    `free_bytes` what the disk has left now.
     """
 
     files: tuple[OutputFile, ...]
@@ -51,6 +52,7 @@ class Planned:
     tensors: tuple[tuple[str, int, int], ...]
     skipped: dict[str, int]
     license: str | None
+    free_bytes: int
     notes: tuple[str, ...]
 
     @property

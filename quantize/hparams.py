@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from m3cli.errors import ModelError
+from m3cli.model.preflight import nonsense
+from m3cli.model.shape import Indexer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,8 +117,8 @@ class _Section:
             raise self._wrong(key, value, "a count of at least 1")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._values.get(key, default)
+    def number(self, key: str) -> float:
+        value = self._values.get(key)
         if value is None:
             raise self.missing(key)
         if type(value) not in (int, float) or not 0 < value < 1e30:
@@ -141,6 +143,12 @@ class _Section:
                     f"{ARCHITECTURE} with {allowed[0]!r} only, so a conversion would give wrong answers.",
                     _UNLIKE_M3,
                 )
+
+    def require_plain(self) -> None:
+        """Refuse values that are objects: parameters for each type of layer, which are not read."""
+        for key, value in self._values.items():
+            if isinstance(value, Mapping):
+                raise self._wrong(key, value, "a number or a text")
 
     def missing(self, *keys: str) -> ModelError:
         named = " or ".join(self._prefix + key for key in keys)
@@ -207,8 +215,22 @@ def read_hparams(directory: Path) -> HParams:
         index_local=indexer("index_local_blocks", "sparse_local_block"),
     )
     config.require({"shared_intermediate_size": (expert_ff,)})
-    if nonsense := _nonsense(result):
-        raise ModelError(f"{path} has {nonsense}, which llama.cpp cannot run.", _UNLIKE_M3)
+    indexer_shape = Indexer(
+        result.index_heads, result.index_dim, result.index_top_k, result.index_block, result.index_local
+    )
+    wrong = nonsense(
+        indexer_shape,
+        layers=result.layers,
+        dense_layers=result.dense_layers,
+        heads=result.heads,
+        kv_heads=(result.kv_heads,),
+        context_length=result.context_length,
+        rotated=result.rotary_dim,
+        experts=result.experts,
+        experts_used=result.experts_used,
+    )
+    if wrong:
+        raise ModelError(f"{path} has {wrong}, which llama.cpp cannot run.", _UNLIKE_M3)
     return result
 
 
@@ -237,25 +259,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _nonsense(h: HParams) -> str:
-    """What llama.cpp dies of, or selects the wrong blocks with; mostly what m3cli.model.preflight refuses."""
-    if h.dense_layers == h.layers:
-        return "no layer with sparse attention"
-    if h.heads % h.kv_heads:
-        return f"{h.heads} heads, no multiple of its {h.kv_heads} key/value heads"
-    if h.index_heads != h.kv_heads:
-        return f"{h.index_heads} indexer heads for {h.kv_heads} key/value heads"
-    if h.index_dim < h.rotary_dim:
-        return f"indexer keys of {h.index_dim} elements, of which {h.rotary_dim} would be rotated"
-    if h.index_block > h.context_length or h.index_block & (h.index_block - 1):
-        return f"blocks of {h.index_block} tokens, which is no power of two within the context"
-    if h.index_local > h.index_top_k:
-        return f"{h.index_local} local blocks of {h.index_top_k} a query"
-    if h.experts_used > h.experts:
-        return f"{h.experts} experts, of which a token would use {h.experts_used}"
-    return ""
 
 
 def _dense_layers(config: _Section, sparse: _Section, layers: int) -> int:
@@ -304,5 +307,6 @@ def _rotary_dim(config: _Section, head_dim: int) -> int:
 
 def _rope_theta(config: _Section) -> float:
     rope = config.section("rope_parameters")
-    rope.require({"rope_type": ("default",)})
+    rope.require({"rope_type": ("default",), "type": ("default",)})
+    rope.require_plain()
     return config.number("rope_theta") if rope.get("rope_theta") is None else rope.number("rope_theta")

@@ -47,7 +47,7 @@ def add_hparams(writer: gguf.GGUFWriter, h: HParams) -> None:
 
 
 def add_metadata(writer: gguf.GGUFWriter, source: Path) -> tuple[str | None, list[str]]:
-    """Write name, authors and licence, out of the model card (README.md) and the directory's name.
+    """Write name, authors and licence, out of the model card (README.md).
 
     Returns the licence, and notes for the user. Raises ModelError when a file cannot be read, or the
     licence in it is no text; what else is of a wrong type is left out.
@@ -55,7 +55,10 @@ def add_metadata(writer: gguf.GGUFWriter, source: Path) -> tuple[str | None, lis
     writer.add_type(gguf.GGUFType.MODEL)
     written = writer.kv_data[0]
     try:
-        metadata = gguf.Metadata.load(model_path=source.resolve())
+        metadata = gguf.Metadata.load(model_path=source)
+        # What the library guesses from the name of a directory, which may be a commit's in a hub cache.
+        metadata.name = _model_name(source)
+        metadata.finetune = metadata.basename = metadata.size_label = None
         if not metadata.license and (source / "LICENSE").is_file():
             text = (source / "LICENSE").read_bytes()[:4096].decode("utf-8", "replace")
             first = next((line.strip() for line in text.splitlines() if line.strip()), "LICENSE")
@@ -69,12 +72,25 @@ def add_metadata(writer: gguf.GGUFWriter, source: Path) -> tuple[str | None, lis
         ) from error
     for key in (gguf.Keys.General.LICENSE_NAME, gguf.Keys.General.LICENSE):
         if key in written:
+            written[key].value = " ".join(str(written[key].value).split())
             return written[key].value, []
     note = (
         f"{source} holds no licence, neither in README.md nor in LICENSE, so the file will not state one; "
         "MiniMax-M3's has commercial conditions."
     )
     return None, [note]
+
+
+def _model_name(source: Path) -> str:
+    """The published name: that of the card, or of the repository in a hub cache, or of the model."""
+    card = gguf.Metadata.load_model_card(source)
+    for key in ("name", "model_name"):
+        if isinstance(card.get(key), str) and card[key].strip():
+            return str(card[key])
+    repository = source.resolve().parent.parent.name if source.resolve().parent.name == "snapshots" else ""
+    if repository.startswith("models--"):
+        return repository.rpartition("--")[2].replace("-", " ")
+    return "MiniMax M3"
 
 
 def _drop_odd_types(entries: dict[str, gguf.GGUFValue]) -> None:

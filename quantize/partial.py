@@ -9,43 +9,60 @@ be opened means a model that is whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from m3cli.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from quantize.events import OutputFile
 
-_JOURNAL = "journal.json"
+_JOURNAL, _NEW_JOURNAL = "journal.json", "journal.new"
 _SYNC_BYTES = 256 << 20
+
+
+class Source(NamedTuple):
+    """A file that goes in: what tells it from a changed one, and the first byte that is made of it."""
+
+    identity: str
+    first: int
 
 
 class PartialFiles:
     """Writes `files` beside `out`, one after the other, each from its beginning to its end.
 
-    `fingerprint` stands for everything that the bytes depend on. `done` counts the bytes of all files
-    that are written, in the order of `files`; after a resumption it is more than 0. A context manager:
-    leaving it keeps what was written. Raises UsageError when the files exist, when there is an unfinished
-    conversion and `resume` is off, when it was of something else, and when another process is at it;
-    MachineError when the disk is too full or does not let itself be written.
+    `fingerprint` stands for everything that the bytes depend on but the contents of the `sources`; an
+    unfinished conversion with another one is not resumed. Of a source that has changed since, everything
+    is written again from the first byte on that came from it. `done` counts the bytes of all files that
+    are written, in the order of `files`; after a resumption it is more than 0. A context manager: leaving
+    it keeps what was written. Raises UsageError when the files exist, when there is an unfinished conversion
+    and `resume` is off, when it was of something else, and when another process is at it; MachineError
+    when the disk is too full or does not let itself be written.
     """
 
     def __init__(
-        self, out: Path, files: Sequence[OutputFile], fingerprint: str, *, resume: bool = False
+        self,
+        out: Path,
+        files: Sequence[OutputFile],
+        fingerprint: str,
+        sources: Mapping[str, Source] | None = None,
+        *,
+        resume: bool = False,
     ) -> None:
         self.directory = out.with_name(out.name + ".partial")
         self.total = sum(file.nbytes for file in files)
         self.done = 0
         self._files = files
         self._fingerprint = fingerprint
+        self._sources = sources or {}
         self._file: BinaryIO | None = None
         self._unsynced = 0
         self._lock = -1
@@ -94,40 +111,51 @@ class PartialFiles:
         """Give the complete files their final names, and return these."""
         with self._writing():
             for file in reversed(self._files):
-                if (self.directory / file.name).exists():  # else a run that was killed just here did it
-                    (self.directory / file.name).rename(self._target(file))
+                path, target = self.directory / file.name, self._target(file)
+                if path.exists():  # else a run that was killed just here did it
+                    self._refuse_existing(target)
+                    path.rename(target)
             _sync_directory(self.directory.parent)
             self._close()
-            shutil.rmtree(self.directory)
+            for name in (_JOURNAL, _NEW_JOURNAL):
+                (self.directory / name).unlink(missing_ok=True)
+            self.directory.rmdir()
         return [self._target(file) for file in self._files]
 
     def _begin(self, out: Path, *, resume: bool) -> None:
         # 1. Refuse what would lose something.
-        if self.directory.exists():
+        unfinished = os.path.lexists(self.directory)
+        if unfinished:
+            if self.directory.is_symlink() or not self.directory.is_dir():
+                raise UsageError(
+                    f"{self.directory} is in the way: an unfinished conversion would be a directory.",
+                    "Remove or rename it.",
+                )
             self._take_lock()
             self._read_journal(resume=resume)
-        existing = [file for file in self._files if self._target(file).exists()]
-        if existing and self.done < self.total:
-            raise UsageError(
-                f"{self._target(existing[0])} already exists.",
-                "Delete it, or name another file with --out.",
-            )
-        free = shutil.disk_usage(out.parent).free
-        if free < self.total - self.done:
-            raise MachineError(
-                f"The conversion needs {_gigabytes(self.total - self.done)} more in {out.parent}, "
-                f"which has {_gigabytes(free)} free.",
-                "Free some space, name another place with --out, or choose a smaller --type.",
-            )
-        # 2. Go on where the journal ends.
-        if not self.directory.exists():
-            self.directory.mkdir()
-            self._take_lock()
-            self._write_journal()
+        for file in self._files:
+            if self.done < self.total or (self.directory / file.name).exists():
+                self._refuse_existing(self._target(file))
+        # 2. Go on where the journal ends, if the disk has room for the rest.
         for file, kept in self._kept():
             path = self.directory / file.name
             if path.exists():
                 os.truncate(path, kept)
+        needed, free = self.total - self.done, shutil.disk_usage(out.parent).free
+        if free < needed:
+            raise MachineError(
+                f"The conversion needs {needed / 1e9:,.2f} GB more in {out.parent}, which has "
+                f"{free / 1e9:,.2f} GB free.",
+                "Free some space, name another place with --out, or choose a smaller --type.",
+            )
+        if not unfinished:
+            self.directory.mkdir()
+            self._take_lock()
+        self._write_journal()
+
+    def _refuse_existing(self, target: Path) -> None:
+        if os.path.lexists(target):
+            raise UsageError(f"{target} already exists.", "Delete it, or name another file with --out.")
 
     def _target(self, file: OutputFile) -> Path:
         return self.directory.parent / file.name
@@ -165,20 +193,26 @@ class PartialFiles:
         try:
             journal = json.loads(path.read_bytes())
             fingerprint, done = str(journal["fingerprint"]), int(journal["done"])
-        except FileNotFoundError:  # killed before the first entry
-            return
+            sources = dict(journal["sources"])
+        except FileNotFoundError as error:
+            if any(entry.name != _NEW_JOURNAL for entry in self.directory.iterdir()):
+                raise UsageError(
+                    f"{self.directory} is no unfinished conversion: it holds no {_JOURNAL}.",
+                    "Remove or rename it.",
+                ) from error
+            return  # killed before the first entry
         except (ValueError, TypeError, LookupError) as error:
             raise UsageError(f"{path} is no journal of an unfinished conversion.", restart) from error
-        if not resume:
-            raise UsageError(
-                f"There is an unfinished conversion in {self.directory}, {done / self.total:.0%} of it done.",
-                f"Continue it with --resume. {restart}",
-            )
         if fingerprint != self._fingerprint:
             raise UsageError(
                 f"The unfinished conversion in {self.directory} is of another checkpoint, or was begun with "
                 "other options or another version.",
                 f"Use the options that it was begun with. {restart}",
+            )
+        if not resume:
+            raise UsageError(
+                f"There is an unfinished conversion in {self.directory}, {done / self.total:.0%} of it done.",
+                f"Continue it with --resume. {restart}",
             )
         self.done = done
         for file, kept in self._kept():
@@ -191,12 +225,20 @@ class PartialFiles:
                     f"{here} is shorter than the journal beside it says, so it was changed or damaged.",
                     restart,
                 )
+        if done < self.total:
+            changed = [s.first for name, s in self._sources.items() if sources.get(name) != s.identity]
+            self.done = min([done, *changed])
 
     def _write_journal(self) -> None:
         path = self.directory / _JOURNAL
-        temporary = path.with_suffix(".new")
+        temporary = self.directory / _NEW_JOURNAL
+        journal = {
+            "fingerprint": self._fingerprint,
+            "done": self.done,
+            "sources": {name: source.identity for name, source in self._sources.items()},
+        }
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"fingerprint": self._fingerprint, "done": self.done}, file)
+            json.dump(journal, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -207,9 +249,11 @@ class PartialFiles:
             yield
         except OSError as error:
             self._close()
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             raise MachineError(
-                f"{self.directory} cannot be written: {error.strerror}.",
-                "Free some space or mend the disk, then continue with --resume; nothing is lost.",
+                f"{self.directory} cannot be written: {error.strerror or error}.",
+                f"{'Free some space' if full else 'Check the path, its permissions and its disk'}, then "
+                "continue with --resume: what was on the disk is kept.",
             ) from error
 
     def _close(self) -> None:
@@ -225,10 +269,7 @@ class PartialFiles:
 def _sync_directory(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with contextlib.suppress(OSError):  # not every file system knows how
+            os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _gigabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB"

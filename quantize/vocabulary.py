@@ -6,6 +6,7 @@ MiniMax-M3's tokenizer is byte-level BPE with the split pattern of o200k, which 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
@@ -140,7 +141,7 @@ def _check_splits(path: Path, tokenizer: dict[str, Any]) -> None:
             return
     raise ModelError(
         f"{path} splits text in another way than MiniMax-M3's, which is the one that llama.cpp will use: "
-        "every prompt would be tokenized wrongly.",
+        f"every prompt would be tokenized wrongly. It says {json.dumps(steps)[:1000]}.",
         "m3 converts MiniMax-M3; for a model with another tokenizer, use llama.cpp's own converter.",
     )
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,13 @@ VISION = {
 
 
 def make(directory: Path, *, seed: int = 0, config: str = "published", dtype: str = "bfloat16") -> None:
-    """Write the checkpoint into `directory`, which is emptied first.
+    """Write the checkpoint into `directory`, which has to be empty or absent.
 
     `config` is the form of config.json, that of the release or the one that transformers saves again.
     """
-    if directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True)
+    if directory.exists() and any(directory.iterdir()):
+        sys.exit(f"{directory} is not empty; name another directory.")
+    directory.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
     _write_json(

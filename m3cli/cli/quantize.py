@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from enum import Enum
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
@@ -63,9 +64,12 @@ def convert(
     split = values.nbytes(split_max_size, "--split-max-size") or 0
     conversion = Conversion(ConvertRequest(source, out, out_type.value, split, resume))
     done: Converted | None = None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was converted is kept
     with ConvertConsole(quiet=quiet) as console:
         for note in conversion.planned.notes:
             console.note(f"note: {note}")
+        if dry_run and conversion.planned.total_bytes > conversion.planned.free_bytes:
+            console.note("note: the disk has too little room for it")
         for event in [] if dry_run else conversion.run():
             console.show(event)
             if isinstance(event, Converted):

@@ -13,6 +13,8 @@ from m3cli.errors import ModelError
 from m3cli.model.shape import INDEXER_KEYS, ModelShape
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from m3cli.model.header import Header
     from m3cli.model.shape import Indexer
 
@@ -20,6 +22,7 @@ MSA_ARCHITECTURE = "minimax-m3"
 # The matrices and norms of the indexer, behind `blk.N.indexer.`, in every sparse layer.
 _INDEXER_TENSORS = ("q_proj", "k_proj", "q_norm", "k_norm")
 _SHOWN_NAMES = 3
+_MAX_LAYERS, _MAX_EXPERTS = 512, 1024
 
 
 def problem(header: Header, shape: ModelShape) -> ModelError | None:
@@ -43,11 +46,22 @@ def problem(header: Header, shape: ModelShape) -> ModelError | None:
             "Download a quant that was made later, such as bartowski's or AesSedai's, or make one from the "
             "published checkpoint with m3 quantize convert.",
         )
-    rotated = header.get_int(f"{arch}.rope.dimension_count") or shape.head_dim_k
-    nonsense = _nonsense(shape.indexer, shape, rotated) if shape.indexer else ""
-    if nonsense:
+    wrong = shape.indexer and nonsense(
+        shape.indexer,
+        layers=shape.layers,
+        dense_layers=shape.leading_dense_layers,
+        heads=shape.heads,
+        kv_heads=set(shape.kv_heads[shape.leading_dense_layers :]),
+        context_length=shape.context_length,
+        rotated=header.get_int(f"{arch}.rope.dimension_count") or shape.head_dim_k,
+        experts=shape.experts,
+        experts_used=shape.experts_used,
+    )
+    if not wrong and shape.head_dim_k != shape.head_dim_v:
+        wrong = f"keys of {shape.head_dim_k:,} elements and values of {shape.head_dim_v:,}"
+    if wrong:
         return ModelError(
-            f"{header.path} cannot be run: its sparse attention has {nonsense}.",
+            f"{header.path} cannot be run: it has {wrong}.",
             "Choose another file of this model; this one was made wrong.",
         )
     return None
@@ -62,27 +76,46 @@ def dense_attention_error(name: str) -> ModelError:
     )
 
 
-def _nonsense(indexer: Indexer, shape: ModelShape, rotated: int) -> str:
-    """What llama.cpp's minimax-m3.cpp asserts or divides by, and what would select nothing."""
-    if not 0 < indexer.block_size <= shape.context_length or indexer.block_size & (indexer.block_size - 1):
+def nonsense(
+    indexer: Indexer,
+    *,
+    layers: int,
+    dense_layers: int,
+    heads: int,
+    kv_heads: Collection[int],
+    context_length: int,
+    rotated: int,
+    experts: int,
+    experts_used: int,
+) -> str:
+    """What of a MiniMax-M3 llama.cpp would abort at, or select the wrong blocks with; empty if nothing.
+
+    Source: minimax-m3.cpp, and LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama-hparams.h. `kv_heads` are
+    those of the sparse layers, `rotated` the channels of a head that are; sizes are in elements and tokens.
+    """
+    if not 0 < layers <= _MAX_LAYERS:
+        return f"{layers:,} layers; llama.cpp takes {_MAX_LAYERS}"
+    if dense_layers >= layers:
+        return f"no sparse layer: all {layers:,} are dense"
+    if not 0 < experts <= _MAX_EXPERTS or not 0 < experts_used <= experts:
+        return f"{experts:,} experts, of which a token would use {experts_used:,}"
+    if any(count <= 0 or heads % count for count in kv_heads):
+        return f"{heads:,} heads, no multiple of {_numbers(kv_heads)} KV heads"
+    if set(kv_heads) - {indexer.head_count}:
+        return f"{indexer.head_count:,} indexer heads for {_numbers(kv_heads)} KV heads, and each needs one"
+    if not 0 < rotated <= indexer.key_length:
+        return f"indexer keys of {indexer.key_length:,} elements, of which {rotated:,} would be rotated"
+    if not 0 < indexer.block_size <= context_length or indexer.block_size & (indexer.block_size - 1):
         return f"blocks of {indexer.block_size:,} tokens, which is no power of two within the context"
     if indexer.top_k <= 0:
         return f"{indexer.top_k:,} blocks a query"
     if not 0 <= indexer.local_blocks <= indexer.top_k:
         return f"{indexer.local_blocks:,} local blocks of {indexer.top_k:,} a query"
-    if not 0 < rotated <= indexer.key_length:
-        return f"indexer keys of {indexer.key_length:,} elements, of which {rotated:,} would be rotated"
-    if shape.head_dim_k != shape.head_dim_v:
-        return f"keys of {shape.head_dim_k:,} elements and values of {shape.head_dim_v:,}"
-    if not shape.sparse_layers:
-        return f"no layer: all {shape.layers:,} are dense"
-    sparse_heads = set(shape.kv_heads[shape.leading_dense_layers :])
-    if sparse_heads - {indexer.head_count}:
-        return (
-            f"{indexer.head_count:,} indexer heads for {'/'.join(map(str, sorted(sparse_heads)))} KV heads, "
-            "and each needs one"
-        )
     return ""
+
+
+def _numbers(values: Collection[int]) -> str:
+    return "/".join(f"{value:,}" for value in sorted(set(values)))
 
 
 def _listing(names: list[str]) -> str:

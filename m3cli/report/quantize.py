@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from quantize.events import Planned
 
+_SILENCE = 300.0  # seconds; without a terminal, a line after each
+
 
 class ConvertConsole:
     """Renders conversion events on stderr. A context manager: the progress bar ends with it."""
@@ -22,6 +25,7 @@ class ConvertConsole:
         self._quiet = quiet
         self._stderr = stderr_console()
         self._bar: Bar | None = None
+        self._told = time.monotonic()
 
     def __enter__(self) -> ConvertConsole:
         return self
@@ -43,6 +47,9 @@ class ConvertConsole:
             self._begin(event)
         elif self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=event.done, description=event.tensor)
+        elif time.monotonic() - self._told > _SILENCE:
+            self._told = time.monotonic()
+            self.note(f"{size(event.done)} of {size(event.total)}")
 
     def note(self, line: str) -> None:
         """One line on stderr, unless quiet."""
@@ -85,7 +92,7 @@ def plan_table(planned: Planned) -> Table:
             *[("left out", f"{count:,} {kind} tensors") for kind, count in planned.skipped.items()],
             ("license", planned.license or "not stated"),
             *[("file", f"{file.name}, {size(file.nbytes)}") for file in planned.files],
-            ("to write", size(planned.total_bytes)),
+            ("to write", f"{size(planned.total_bytes)}; {size(planned.free_bytes)} free there"),
         ]
     )
 

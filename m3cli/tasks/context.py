@@ -186,7 +186,7 @@ class Context:
         """How the model is loaded for a context of `n_ctx` tokens."""
         request = self.request
         return EngineConfig(
-            model_path=str(request.model.path),
+            model_path=str(self.model.header.path),
             n_ctx=n_ctx,
             threads=request.threads,
             gpu_layers=request.gpu_layers,

@@ -82,7 +82,9 @@ def convert(checkpoint: Path, out: Path, out_type: str) -> tuple[float, int]:
     """Run the command; return its seconds and its peak resident memory in bytes."""
     begin = time.perf_counter()
     command = [str(Path(sys.executable).with_name("m3")), "quantize", "convert", str(checkpoint)]
-    process = subprocess.Popen([*command, "--out", str(out), "--type", out_type, "--quiet"], stdout=-3)
+    process = subprocess.Popen(
+        [*command, "--out", str(out), "--type", out_type, "--quiet"], stdout=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"the conversion failed: {os.waitstatus_to_exitcode(status)}")

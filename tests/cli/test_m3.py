@@ -37,6 +37,9 @@ def test_from_checkpoint_to_answer(m3: Run, tiny_m3: Path, tree: Path) -> None:
     plan = json.loads(planned.stdout)
     assert (plan["written"], plan["skipped"], plan["license"]) == (None, {"vision": 27}, "minimax-community")
     assert not list(tree.glob("*.gguf*"))
+    table = m3(*asked, "--dry-run").stdout
+    for fact in ("27 vision tensors", "minimax-community", "tiny-00003-of-00003.gguf", "free there"):
+        assert fact in table
 
     done = m3(*asked)
     assert done.returncode == 0, done.stderr
@@ -56,6 +59,8 @@ def test_from_checkpoint_to_answer(m3: Run, tiny_m3: Path, tree: Path) -> None:
     assert result["model"]["architecture"] == "minimax-m3"
     assert result["usage"]["prompt_tokens"] > 64
     assert not any("dense" in warning for warning in result["warnings"])
+    second = m3("ask", "code.py", "What?", "-m", "tiny-00002-of-00003.gguf", "--max-tokens", "8", "--json")
+    assert json.loads(second.stdout)["answer"] == result["answer"]
 
 
 def test_dense_attention_is_an_error_or_a_warning(m3: Run, tiny_gguf: Path, tree: Path) -> None:
@@ -79,6 +84,8 @@ def test_thinking_modes_are_taken(m3: Run, tiny_gguf: Path, tree: Path) -> None:
         done = m3(*asked, "--think", mode)
         assert "no switch" not in done.stderr
         answers[mode] = json.loads(done.stdout)
+    # 'on' leaves the model in its reasoning, which is no part of the answer
+    assert answers["on"]["answer"] != answers["off"]["answer"]
     silent = json.loads(m3(*asked).stdout)
     assert silent["answer"] == answers["off"]["answer"]
     assert silent["usage"]["prompt_tokens"] == answers["off"]["usage"]["prompt_tokens"]

@@ -105,6 +105,7 @@ def test_dense_attention_for_a_sparse_model_is_refused(smollm2: str, monkeypatch
         llama._LOG._add(3, b"build_arch_graph: flash attention disabled; -> running DENSE attention ", None)
         return make(*arguments)
 
+    monkeypatch.setattr(llama, "_FELL_BACK", set())  # for this test alone
     monkeypatch.setattr(llama.lib, "llama_init_from_model", make_with_warning)
     with pytest.raises(ModelError, match="wrong answers"):
         llama.Model(EngineConfig(smollm2, n_ctx=256), extra_buffers=False)

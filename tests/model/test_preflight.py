@@ -133,7 +133,7 @@ def test_many_missing_things_are_counted(tmp_path: Path) -> None:
         ({f"{INDEXER}head_count": 0}, "0 indexer heads for 4 KV heads"),
         ({"minimax-m3.attention.head_count_kv": [4] * 59 + [8]}, "4 indexer heads for 4/8 KV heads"),
         ({"minimax-m3.attention.value_length": 64}, "keys of 128 elements and values of 64"),
-        ({"minimax-m3.leading_dense_block_count": 60}, "no layer: all 60 are dense"),
+        ({"minimax-m3.leading_dense_block_count": 60}, "no sparse layer: all 60 are dense"),
     ],
 )
 def test_nonsense_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -141,7 +141,7 @@ def test_nonsense_is_refused(tmp_path: Path, changes: dict[str, Any], words: str
     path = write_m3(tmp_path / "odd.gguf", changes)
     problem = problem_of(path)
     assert problem
-    assert problem.message.startswith(f"{path} cannot be run: its sparse attention has {words}")
+    assert problem.message.startswith(f"{path} cannot be run: it has {words}")
     assert problem.hint == "Choose another file of this model; this one was made wrong."
 
 
@@ -188,7 +188,7 @@ def test_ask_refuses_before_anything_is_loaded(m3: Run, tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({f"{INDEXER}block_size": None}, f"it lacks {INDEXER}block_size"),
-        ({f"{INDEXER}top_k": 0}, "its sparse attention has 0 blocks a query"),
+        ({f"{INDEXER}top_k": 0}, "it has 0 blocks a query"),
     ],
 )
 def test_info_shows_what_there_is_and_the_problem(

@@ -23,6 +23,7 @@ from m3cli.model.header import read_header
 from m3cli.model.shape import ModelShape
 from quantize.convert import Conversion, convert
 from quantize.events import ConvertRequest, Planned, Progress
+from scripts import make_tiny_m3
 from scripts.make_tiny_m3 import make
 from tests.cli.conftest import M3
 
@@ -212,17 +213,6 @@ def test_a_bad_value_is_named(tiny_m3: Path, tmp_path: Path, bad: float, out_typ
     assert ("NaN" if bad != bad else "infinities") in said
 
 
-def test_what_f16_cannot_hold_is_named(tiny_m3: Path, tmp_path: Path) -> None:
-    """A value beyond f16's range does not become an infinity."""
-    checkpoint = copy_of(tiny_m3, tmp_path)
-
-    def spoil(held: dict[str, torch.Tensor]) -> None:
-        held[EXPERT][0, 0] = 70000.0
-
-    change(checkpoint, EXPERT, spoil)
-    assert EXPERT in refusal(checkpoint, "f16")
-
-
 def test_output_names_are_checked(tiny_m3: Path, tmp_path: Path) -> None:
     """A name without .gguf, or in no directory, is refused at once."""
     for out in (tmp_path / "m.bin", tmp_path / "nowhere" / "m.gguf"):
@@ -274,16 +264,109 @@ def test_kill_9_and_resume(tiny_m3: Path, tmp_path: Path, converted: Convert, sp
         assert (out.parent / path.name).read_bytes() == path.read_bytes()
 
 
-def test_another_checkpoint_is_not_resumed(tiny_m3: Path, tmp_path: Path) -> None:
-    """A shard that changed since, or another type, does not continue the old conversion."""
-    checkpoint = copy_of(tiny_m3, tmp_path)
-    request = ConvertRequest(checkpoint, tmp_path / "m.gguf", resume=True)
-    events = convert(request)
-    for _ in range(3):
-        next(events)
-    events.close()  # type: ignore[attr-defined]
+def begun(checkpoint: Path, out: Path) -> None:
+    """Convert until a good part of it is written, then stop."""
+    events = convert(ConvertRequest(checkpoint, out))
+    for event in events:
+        if isinstance(event, Progress) and event.done > event.total // 2:
+            break
+    with pytest.raises(KeyboardInterrupt):
+        events.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+
+
+def test_another_conversion_is_not_resumed(tiny_m3: Path, tmp_path: Path) -> None:
+    """Another type, or another block of scales, does not continue the old conversion."""
+    checkpoint, out = copy_of(tiny_m3, tmp_path), tmp_path / "m.gguf"
+    begun(checkpoint, out)
     with pytest.raises(UsageError, match="other options"):
-        list(convert(ConvertRequest(checkpoint, tmp_path / "m.gguf", "f16", resume=True)))
-    os.utime(next(checkpoint.glob("*.safetensors")), (1, 1))
+        list(convert(ConvertRequest(checkpoint, out, "f16", resume=True)))
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**config, "quantization_config": {"weight_block_size": [1, 32]}}))
     with pytest.raises(UsageError, match="another checkpoint"):
-        list(convert(request))
+        list(convert(ConvertRequest(checkpoint, out, resume=True)))
+
+
+def test_a_shard_that_was_replaced_is_converted_again(
+    tiny_m3: Path, tmp_path: Path, converted: Convert
+) -> None:
+    """A NaN costs what came from its shard, not the whole conversion; the directory may move meanwhile."""
+    checkpoint, out = copy_of(tiny_m3, tmp_path), tmp_path / "m.gguf"
+    whole = converted(ConvertRequest(tiny_m3, tmp_path / "whole.gguf"))[0]
+    late = "language_model.model.layers.3.block_sparse_moe.experts.3.w2.weight"
+    index = json.loads((checkpoint / INDEX).read_text("utf-8"))
+    original = (checkpoint / index["weight_map"][late]).read_bytes()
+
+    def spoil(held: dict[str, torch.Tensor]) -> None:
+        held[late][0, 0] = float("nan")
+
+    shard = change(checkpoint, late, spoil)
+    with pytest.raises(ModelError, match="NaN"):
+        list(convert(ConvertRequest(checkpoint, out)))
+    checkpoint = checkpoint.rename(tmp_path / "moved")
+    (checkpoint / shard.name).write_bytes(original)
+    _, first, *_, last = convert(ConvertRequest(checkpoint, out, resume=True))
+    assert isinstance(first, Progress)
+    assert 0 < first.resumed < first.total
+    assert last.files[0].read_bytes() == whole.read_bytes()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("value", "out_type"), [(1e7, "q8_0"), (3.4e38, "bf16"), (70000.0, "f16"), (-1e7, "q8_0")]
+)
+def test_what_a_type_cannot_hold_is_named(tmp_path: Path, value: float, out_type: Any) -> None:
+    """A value beyond the range of the type does not become an infinity, or a block of NaNs."""
+    checkpoint = tmp_path / "checkpoint"
+    make(checkpoint, dtype="float32")
+
+    def spoil(held: dict[str, torch.Tensor]) -> None:
+        held[EXPERT][0, 0] = value
+
+    change(checkpoint, EXPERT, spoil)
+    said = refusal(checkpoint, out_type)
+    assert EXPERT in said
+    assert "beyond" in said
+
+
+def test_data_are_padded_to_their_alignment(
+    tmp_path: Path, converted: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor whose bytes are no multiple of 32, as the bias of 6 experts, does not shift the next one."""
+    monkeypatch.setitem(make_tiny_m3.TEXT, "num_local_experts", 6)
+    make(tmp_path / "six")
+    (path,) = converted(ConvertRequest(tmp_path / "six", tmp_path / "six.gguf", "f32"))
+    there: dict[str, torch.Tensor] = {}
+    for shard in (tmp_path / "six").glob("*.safetensors"):
+        there |= load_file(shard)
+    made = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(path).tensors}
+    layer = "language_model.model.layers.1.block_sparse_moe"
+    for name, source in (
+        ("exp_probs_b.bias", "e_score_correction_bias"),
+        ("ffn_gate_inp.weight", "gate.weight"),
+    ):
+        np.testing.assert_array_equal(made[f"blk.1.{name}"], there[f"{layer}.{source}"].float().numpy())
+
+
+def test_fused_matrices_are_told_from_missing_ones(tiny_m3: Path, tmp_path: Path) -> None:
+    """What transformers saves in its own form is not called damaged."""
+    checkpoint = copy_of(tiny_m3, tmp_path)
+    fused = "language_model.model.layers.1.mlp.experts.gate_up_proj"
+
+    def fuse(held: dict[str, torch.Tensor]) -> None:
+        held[fused] = held.pop(EXPERT)
+
+    change(checkpoint, EXPERT, fuse)
+    assert "fused matrices" in refusal(checkpoint)
+
+
+def test_an_output_name_need_not_be_text(tiny_m3: Path, tmp_path: Path, converted: Convert) -> None:
+    """File names are bytes."""
+    (path,) = converted(ConvertRequest(tiny_m3, Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff.gguf"))))
+    assert path.exists()
+
+
+def test_a_tensor_larger_than_a_file_is_noted(tiny_m3: Path, tmp_path: Path) -> None:
+    """A split that cannot be kept is said before, not found out afterwards."""
+    planned = Conversion(ConvertRequest(tiny_m3, tmp_path / "m.gguf", split_max_bytes=1000)).planned
+    assert any("--split-max-size" in note for note in planned.notes)
+    assert len(planned.files) > 40

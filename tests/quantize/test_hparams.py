@@ -398,9 +398,9 @@ def test_a_list_of_layers_has_one_entry_each(tmp_path: Path, key: str, value: ob
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sparse_attention_config.sparse_num_index_heads": 1}, "1 indexer heads for 4 key/value heads"),
-        ({"num_key_value_heads": 8}, "4 indexer heads for 8 key/value heads"),
-        ({"num_attention_heads": 62}, "62 heads, no multiple of its 4 key/value heads"),
+        ({"sparse_attention_config.sparse_num_index_heads": 1}, "1 indexer heads for 4 KV heads"),
+        ({"num_key_value_heads": 8}, "4 indexer heads for 8 KV heads"),
+        ({"num_attention_heads": 62}, "62 heads, no multiple of 4 KV heads"),
         ({"sparse_attention_config.sparse_index_dim": 32}, "of which 64 would be rotated"),
         ({"sparse_attention_config.sparse_block_size": 96}, "blocks of 96 tokens, which is no power of two"),
         (
@@ -409,12 +409,14 @@ def test_a_list_of_layers_has_one_entry_each(tmp_path: Path, key: str, value: ob
         ),
         ({"sparse_attention_config.sparse_local_block": 17}, "17 local blocks of 16 a query"),
         ({"num_experts_per_tok": 129}, "128 experts, of which a token would use 129"),
+        ({"num_local_experts": 30_000_000}, "30,000,000 experts"),
+        ({"num_local_experts": 1025}, "1,025 experts"),
         (
             {
                 "moe_layer_freq": [0] * 60,
                 "sparse_attention_config.sparse_attention_freq": [0] * 60,
             },
-            "no layer with sparse attention",
+            "no sparse layer: all",
         ),
     ],
 )
@@ -423,6 +425,19 @@ def test_numbers_that_contradict_each_other(tmp_path: Path, changes: dict[str, A
     message = refusal(tmp_path, text(changes))
     assert words in message
     assert "which llama.cpp cannot run" in message
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5e6},
+        {"type": "yarn", "factor": 4.0, "rope_theta": 5e6},
+        {"full_attention": {"rope_theta": 1e4}, "minimax_m3_sparse": {"rope_theta": 5e6}},
+    ],
+)
+def test_another_rope_is_refused(tmp_path: Path, rope: dict[str, Any]) -> None:
+    """Stretched positions, by either name of the key, and parameters for each type of layer."""
+    assert "rope_parameters" in refusal(tmp_path, text({"rope_parameters": rope}))
 
 
 @pytest.mark.parametrize(

@@ -258,12 +258,20 @@ def test_name_and_origin(tmp_path: Path) -> None:
     }
 
 
-def test_the_name_of_the_directory(tmp_path: Path) -> None:
-    """Without a card that names the model, its directory does, also by way of a link or of `.`."""
+def test_the_name_of_the_model(tmp_path: Path) -> None:
+    """The card's, or that of the repository in a hub cache, or M3's; never a directory's or a commit's."""
     source = card(tmp_path, "license: mit")
-    (tmp_path / "link").symlink_to(source)
-    for path in (source, source / ".", tmp_path / "link"):
-        assert described(path)[0]["general.name"] == "Tiny M3"
+    assert described(source)[0]["general.name"] == "MiniMax M3"
+    snapshot = tmp_path / "models--MiniMaxAI--MiniMax-M3.5" / "snapshots" / ("0123456789abcdef" * 2)
+    snapshot.parent.mkdir(parents=True)
+    source.rename(snapshot)
+    (tmp_path / "link").symlink_to(snapshot)
+    for path in (snapshot, tmp_path / "link"):
+        keys = described(path)[0]
+        assert keys["general.name"] == "MiniMax M3.5"
+        assert not [key for key, value in keys.items() if "0123456789abcdef" in str(value)]
+    (snapshot / "README.md").write_text("---\nlicense: mit\nname: My M3\n---\n", "utf-8")
+    assert described(snapshot)[0]["general.name"] == "My M3"
 
 
 def test_recommended_sampling(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 BUDGET = 64  # tokens that a query of the tiny model attends
-# Prompts: prose, code, and tokens that follow from nothing.
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
@@ -47,20 +46,14 @@ def reference(tiny_m3: Path) -> Callable[[list[int]], Logits]:
     return logits
 
 
-@pytest.fixture(scope="module")
-def prompt(tiny_m3: Path) -> Callable[[str, int], list[int]]:
-    """The first tokens of some text, or random ones."""
-    tokenizer = Tokenizer.from_file(str(tiny_m3 / "tokenizer.json"))
-
-    def tokens(kind: str, length: int) -> list[int]:
-        if kind == "random":
-            return np.random.default_rng(0).integers(1000, size=length).tolist()
-        text = README if kind == "prose" else python_sources(0.02)[0]
-        ids = tokenizer.encode(text).ids[:length]
-        assert len(ids) == length
-        return list(ids)
-
-    return tokens
+def prompt(kind: str, length: int) -> list[int]:
+    """Token ids that no edit of a file changes: random ones, or phrases that recur."""
+    chance = np.random.default_rng(8 if kind == "other" else 7)
+    ids: list[int] = chance.integers(1000, size=length).tolist()
+    if kind == "phrases":
+        phrases = [ids[start : start + 9] for start in range(0, 36, 9)]
+        ids = [token for _ in range(length) for token in phrases[chance.integers(len(phrases))]][:length]
+    return ids
 
 
 def agrees(got: Logits, want: Logits) -> bool:
@@ -75,12 +68,11 @@ def batches(length: int, size: int) -> list[int]:
     return [min(size, length - start) for start in range(0, length, size)]
 
 
-@pytest.mark.parametrize("kind", ["prose", "code", "random"])
+@pytest.mark.parametrize("kind", ["random", "other", "phrases"])
 @pytest.mark.parametrize("length", [BUDGET - 24, BUDGET + 1, 1000])
 def test_logits_are_those_of_transformers(
     tiny_gguf: Path,
     reference: Callable[[list[int]], Logits],
-    prompt: Callable[[str, int], list[int]],
     kind: str,
     length: int,
 ) -> None:
@@ -119,22 +111,19 @@ def test_a_wrong_conversion_is_noticed(
     tmp_path: Path,
     converted: Callable[[ConvertRequest], tuple[Path, ...]],
     reference: Callable[[list[int]], Logits],
-    prompt: Callable[[str, int], list[int]],
     monkeypatch: pytest.MonkeyPatch,
     broken: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     """Without the 1 of its norms, or with another rotary factor, the model is another one."""
     broken(monkeypatch)
     path = converted(ConvertRequest(tiny_m3, tmp_path / "broken.gguf", "f32"))[0]
-    tokens = prompt("prose", BUDGET - 24)
+    tokens = prompt("random", BUDGET - 24)
     assert not agrees(llama_logits(path, tokens, [len(tokens)]), reference(tokens))
 
 
-def test_dense_attention_is_noticed(
-    tiny_gguf: Path, reference: Callable[[list[int]], Logits], prompt: Callable[[str, int], list[int]]
-) -> None:
+def test_dense_attention_is_noticed(tiny_gguf: Path, reference: Callable[[list[int]], Logits]) -> None:
     """Without MSA the logits part exactly where the budget is exceeded."""
-    tokens = prompt("prose", 1000)
+    tokens = prompt("random", 1000)
     got = llama_logits(tiny_gguf, tokens, [len(tokens)], flash_attention=False)
     want = reference(tokens)
     assert agrees(got[:BUDGET], want[:BUDGET])
@@ -148,15 +137,13 @@ def test_other_types_are_close(
     tmp_path: Path,
     converted: Callable[[ConvertRequest], tuple[Path, ...]],
     reference: Callable[[list[int]], Logits],
-    prompt: Callable[[str, int], list[int]],
     out_type: Any,
     difference: float,
 ) -> None:
     """A conversion to a smaller type gives the same model, up to its rounding."""
     path = converted(ConvertRequest(tiny_m3, tmp_path / "small.gguf", out_type))[0]
-    tokens = prompt("prose", BUDGET)
+    tokens = prompt("random", BUDGET)
     got, want = llama_logits(path, tokens, [len(tokens)]), reference(tokens)
-    assert agrees(got, want) or out_type == "q8_0"
     assert np.abs(got - want).mean() <= difference
 
 

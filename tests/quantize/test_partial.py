@@ -11,7 +11,7 @@ import pytest
 from m3cli.errors import MachineError, UsageError
 from quantize import partial
 from quantize.events import OutputFile
-from quantize.partial import PartialFiles
+from quantize.partial import PartialFiles, Source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 FILES = (OutputFile("m-00001-of-00002.gguf", 6), OutputFile("m-00002-of-00002.gguf", 4))
 
 
-def begin(tmp_path: Path, fingerprint: str = "a", *, resume: bool = False) -> PartialFiles:
-    return PartialFiles(tmp_path / "m.gguf", FILES, fingerprint, resume=resume)
+def begin(
+    tmp_path: Path, fingerprint: str = "a", sources: dict[str, Source] | None = None, *, resume: bool = False
+) -> PartialFiles:
+    return PartialFiles(tmp_path / "m.gguf", FILES, fingerprint, sources, resume=resume)
 
 
 def write_all(output: PartialFiles, text: bytes = b"abcdefghij") -> list[Path]:
@@ -116,6 +118,68 @@ def test_a_damaged_partial_directory_is_not_trusted(tmp_path: Path) -> None:
     assert b"".join(path.read_bytes() for path in write_all(begin(tmp_path))) == b"abcdefghij"
 
 
+def test_a_changed_source_costs_what_came_from_it(tmp_path: Path) -> None:
+    """From its first byte on everything is written again; before it, nothing is."""
+    before = {"a": Source("1", 0), "b": Source("1", 4), "c": Source("1", 8)}
+    output = begin(tmp_path, sources=before)
+    with output:
+        for text in (b"ab", b"cd", b"ef"):
+            output.append(text)
+    after = {**before, "b": Source("2", 4), "c": Source("2", 8)}
+    output = begin(tmp_path, sources=after, resume=True)
+    assert output.done == 4
+    text = b"".join(path.read_bytes() for path in write_all(output, b"ABCDEFGHIJ"))
+    assert text == b"abcdEFGHIJ"
+
+
+def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    """What merely has the name of an unfinished conversion is neither written into nor removed."""
+    directory = tmp_path / "m.gguf.partial"
+    directory.mkdir()
+    (directory / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match="is no unfinished conversion"):
+            begin(tmp_path, resume=resume)
+    assert (directory / "notes.txt").read_text() == "mine"
+    directory.rename(tmp_path / "elsewhere")
+    directory.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is in the way"):
+        begin(tmp_path, resume=True)
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    """Hours may pass: the name is looked at again when the files move, also in a later run."""
+    target = tmp_path / FILES[0].name
+    with begin(tmp_path) as output:
+        output.append(b"abcdef")
+        output.append(b"ghij")
+        target.write_text("foreign")
+        with pytest.raises(UsageError, match="already exists"):
+            output.publish()
+    with pytest.raises(UsageError, match="already exists"):
+        begin(tmp_path, resume=True)
+    assert target.read_text() == "foreign"
+    target.unlink()
+    (tmp_path / FILES[1].name).unlink(missing_ok=True)
+
+
+def test_the_first_file_moves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that can be opened means a model that is whole."""
+    seen: list[list[str]] = []
+    rename = type(tmp_path).rename
+
+    def watch(path: Path, target: Path) -> Path:
+        seen.append(sorted(file.name for file in tmp_path.glob("*.gguf")))
+        return rename(path, target)
+
+    with begin(tmp_path) as output:
+        output.append(b"abcdef")
+        output.append(b"ghij")
+        monkeypatch.setattr(type(tmp_path), "rename", watch)
+        output.publish()
+    assert seen == [[], [FILES[1].name]]
+
+
 def test_two_processes_do_not_write_one_model(tmp_path: Path) -> None:
     """The second is refused, while the first goes on."""
     with begin(tmp_path) as output:
@@ -129,7 +193,7 @@ def test_a_disk_without_room_is_refused_before(tmp_path: Path, monkeypatch: pyte
     """Free space is compared with what is still to be written; nothing is begun."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(partial.shutil, "disk_usage", lambda _: usage._replace(free=9))
-    with pytest.raises(MachineError, match=r"needs 0\.0 GB more in .* free"):
+    with pytest.raises(MachineError, match=r"needs 0\.00 GB more in .* free"):
         begin(tmp_path)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(partial.shutil, "disk_usage", lambda _: usage)
