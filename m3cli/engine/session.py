@@ -69,6 +69,7 @@ class Session:
             if cache
             else None
         )
+        model.truncate(0)
         self._held = array("i")  # tokens whose keys and values are in the KV cache
         self._exact = 0  # how many of them are as a run without reuse would have them
         self._cuts: set[int] = set()  # where batches of these ended, beside multiples of the batch size
@@ -146,7 +147,7 @@ class Session:
                 yield Restored(usable, time.monotonic() - begin, "disk")
                 return
         held = min(held, len(self._held))  # a load that failed emptied it
-        if not self._model.truncate(held):
+        if held < len(self._held) and not self._model.truncate(held):
             held = 0
         self._hold(tokens, held)
         yield from self._told()
@@ -167,7 +168,8 @@ class Session:
             store.discard(entry, str(error))
             return False
         loaded = self._model.load_state(entry.state_file, entry.manifest.tokens)
-        if not loaded or not self._model.truncate(usable):
+        if not loaded or (usable < entry.manifest.tokens and not self._model.truncate(usable)):
+            self._model.truncate(0)
             self._hold(tokens, 0)
             store.discard(entry, "llama.cpp does not accept it")
             return False
@@ -186,7 +188,8 @@ class Session:
         """
         most = min(common, len(tokens) - (1 if request.max_tokens else 0))  # the last one gives the logits
         if not self._model.can_truncate:
-            return size if size <= most and (not request.exact or size == request.prefix) else 0
+            ends = size == request.prefix or size % self._model.n_batch == 0
+            return size if size <= most and (ends or not request.exact) else 0
         if not request.exact:
             return most
         if request.prefix <= most and request.prefix in ({size} if cuts is None else cuts):

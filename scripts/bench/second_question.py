@@ -44,13 +44,17 @@ def corpus(tokens: int, model: list[str], environment: dict[str, str]) -> list[s
     """Source files that make a prompt of about `tokens`."""
     chosen: list[str] = []
     for path in sorted((ROOT / "m3cli").rglob("*.py"), key=lambda path: (path.stat().st_size, path)):
-        chosen.append(str(path))
         done = subprocess.run(
-            [M3, "pack", *chosen, *model], capture_output=True, env=environment, text=True, check=True
+            [M3, "pack", *chosen, str(path), *model],
+            capture_output=True,
+            env=environment,
+            text=True,
+            check=True,
         )
         count = int(done.stderr.split("chunk")[1].split(":")[1].split("tokens")[0].replace(",", ""))
-        if count >= tokens:
+        if count > tokens:
             break
+        chosen.append(str(path))
     return chosen
 
 

@@ -24,6 +24,7 @@ from m3cli.engine.events import (
 from m3cli.engine.llama import Model
 from m3cli.engine.session import Session, snapshot_key
 from m3cli.engine.snapshots import SnapshotStore
+from tests.tiny_models import write_gemma3, write_mamba
 
 if TYPE_CHECKING:
     from array import array
@@ -37,10 +38,15 @@ QUESTION = 20  # tokens
 PREFIX = 4 * BATCH + 37  # tokens: not where a batch would end anyway
 
 
-@pytest.fixture(scope="module", params=["smollm2", "tiny-m3"])
-def model(request: pytest.FixtureRequest, smollm2: str, tiny_gguf: Path) -> Iterator[Model]:
-    """A chat model with full attention, and one with MSA, in this process."""
-    path = smollm2 if request.param == "smollm2" else str(tiny_gguf)
+@pytest.fixture(scope="module", params=["smollm2", "tiny-m3", "sliding-window"])
+def model(
+    request: pytest.FixtureRequest, smollm2: str, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Model]:
+    """Models with full attention, with MSA and with a sliding window, in this process."""
+    if request.param == "sliding-window":
+        path = str(write_gemma3(tmp_path_factory.mktemp("gemma3") / "gemma3.gguf"))
+    else:
+        path = smollm2 if request.param == "smollm2" else str(tiny_gguf)
     config = EngineConfig(path, n_ctx=2048, n_batch=BATCH, n_ubatch=BATCH, threads=1)
     loaded = Model(config, extra_buffers=False)
     yield loaded
@@ -265,6 +271,45 @@ def test_warming_computes_no_answer(model: Model, cache: CacheConfig, cold: Call
     asked = list(Session(model, cache, "key").generate(ask()))
     assert restored(asked) == PREFIX
     assert said(asked) == cold(PROMPT)
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A model whose memory is one state, which cannot be cut back."""
+    path = write_mamba(tmp_path_factory.mktemp("mamba") / "mamba.gguf")
+    loaded = Model(EngineConfig(str(path), n_ctx=2048, n_batch=BATCH, n_ubatch=BATCH, threads=1))
+    yield loaded
+    loaded.close()
+
+
+def test_a_recurrent_model_reuses_whole_states_only(recurrent: Model, cache: CacheConfig) -> None:
+    """The state after the corpus serves another question; after an edit everything is computed, and right."""
+    assert not recurrent.can_truncate
+    other = [*CORPUS, *ids(QUESTION + 9, 2)]
+    edited = [*CORPUS[:100], 7, *CORPUS[101:], *ids(QUESTION, 1)]
+    cold = {
+        tuple(tokens): said(list(Session(recurrent).generate(ask(tokens))))
+        for tokens in (PROMPT, other, edited)
+    }
+    session = Session(recurrent, cache, "key")
+    first = list(session.generate(ask()))
+    assert [event.tokens for event in first if isinstance(event, Saved)] == [PREFIX]
+    for tokens, kept in ((other, PREFIX), (edited, 0), (PROMPT, PREFIX), (PROMPT, PREFIX)):
+        events = list(session.generate(ask(tokens)))
+        assert restored(events) == kept
+        assert said(events) == cold[tuple(tokens)]
+    assert [event for event in first if isinstance(event, Notice)] == []
+
+
+def test_a_recurrent_model_resumes_at_a_checkpoint(recurrent: Model, cache: CacheConfig) -> None:
+    """What was saved at the end of a batch is where a longer prefill goes on."""
+    cold = said(list(Session(recurrent).generate(ask())))
+    stopping, hear = stop_after(3 * BATCH)
+    for event in Session(recurrent, cache, "key", stopping).generate(ask()):
+        hear(event)
+    events = list(Session(recurrent, cache, "key").generate(ask()))
+    assert restored(events) == 3 * BATCH
+    assert said(events) == cold
 
 
 def test_only_what_fits_is_found(smollm2: str) -> None:
