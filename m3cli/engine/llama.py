@@ -94,6 +94,11 @@ def version() -> str:
     return f"llama-cpp-python {llama_cpp.__version__} (llama.cpp {lib.llama_version().decode()})"
 
 
+def build() -> str:
+    """What decides the last digits of this build's results: its version and the instructions that it uses."""
+    return f"{version()} {lib.llama_print_system_info().decode('utf-8', 'replace')}"
+
+
 def physical_cores() -> int:
     """Cores that this process may run on, hyper-threads counted once."""
     try:

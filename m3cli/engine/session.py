@@ -210,7 +210,8 @@ class Session:
             done = len(self._held)
             end = self._next_cut(done, len(tokens), request.prefix)
             if not self._model.decode(tokens, done, end - done):
-                self._model.truncate(done)
+                if not self._model.truncate(done):
+                    self._hold(tokens, 0)
                 return
             self._held = tokens[:end]
             self._cuts.add(end)
@@ -247,15 +248,15 @@ class Session:
             sampler.close()
 
     def _stopped(self, request: Request) -> Iterator[Event]:
-        done = len(self._held)
-        if self._cuts:
-            yield from self._save(request, 0.0)
-        yield Stopped(done, self._saved)
+        yield from self._save(request, 0.0)
+        yield Stopped(len(self._held), self._saved)
 
     def _save(self, request: Request, tokens_per_second: float) -> Iterator[Event]:
         """Save what the KV cache holds; a failure costs a notice and nothing else."""
         count = len(self._held)
         if self._store is None or self._cache is None or count - self._saved < _WORTH_SAVING:
+            return
+        if self._exact < count:  # another process could not compute the same
             return
         begin = time.monotonic()
         try:

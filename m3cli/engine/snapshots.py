@@ -286,6 +286,7 @@ class SnapshotStore:
     def _claim(self, directory: Path) -> Iterator[Path | None]:
         """A directory to write `directory` in; None if another process does, or has done by now."""
         partial = directory.with_name(directory.name + _PARTIAL)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds what the user's files say
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial) as ours:
             if not ours or (directory / _MANIFEST).exists():

@@ -145,7 +145,7 @@ class Worker:
             self._send_event(event)
 
     def _load(self, config: EngineConfig, extra_buffers: bool, cache: CacheConfig | None) -> Session:
-        from m3cli.engine.llama import Model, version
+        from m3cli.engine.llama import Model, build
         from m3cli.engine.session import Session, snapshot_key
 
         key = (config, extra_buffers, cache)
@@ -154,8 +154,8 @@ class Worker:
                 self._model.close()
                 self._model = self._session = None
             self._model = Model(config, extra_buffers=extra_buffers, progress=self._send_event)
-            build = f"{version()} {extra_buffers}"
-            snapshots = snapshot_key(config, cache, build, self._model.attention) if cache else ""
+            kernels = f"{build()} {extra_buffers}"
+            snapshots = snapshot_key(config, cache, kernels, self._model.attention) if cache else ""
             self._session = Session(self._model, cache, snapshots, self._stopping.is_set)
             self._session_key = key
         return self._session

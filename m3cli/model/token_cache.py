@@ -118,6 +118,7 @@ class CachingTokenizer:
         for _ in range(2):
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.touch(mode=0o600)  # ids are as private as the texts
                 database = sqlite3.connect(self._path, timeout=5, check_same_thread=False)
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = NORMAL")

@@ -262,6 +262,27 @@ def test_a_conversation_reuses_all_that_agrees(model: Model, cache: CacheConfig)
     assert restored(strict) == PREFIX
 
 
+def test_a_conversation_is_not_saved_for_others(
+    model: Model, cache: CacheConfig, cold: Callable[..., list[int]]
+) -> None:
+    """What was computed on top of the model's own words would give another run other digits."""
+    stopping, hear = stop_after(len(PROMPT) + 3 * BATCH)
+    session = Session(model, cache, "key", stopping)
+    answer = said(list(session.generate(ask())))
+    longer = [*PROMPT, *answer, *ids(5 * BATCH, 5)]
+    for event in session.generate(ask(longer, exact=False)):
+        hear(event)
+    (entry,) = SnapshotStore(session_module.Path(cache.directory)).entries()
+    assert entry.manifest.tokens == PREFIX
+    assert said(list(Session(model, cache, "key").generate(ask()))) == cold(PROMPT)
+
+
+def test_what_is_kept_is_private(model: Model, cache: CacheConfig) -> None:
+    """Token ids say what the files say: nobody else may read them."""
+    list(Session(model, cache, "key").generate(ask()))
+    assert SnapshotStore(session_module.Path(cache.directory)).root.stat().st_mode & 0o077 == 0
+
+
 def test_warming_computes_no_answer(model: Model, cache: CacheConfig, cold: Callable[..., list[int]]) -> None:
     """A prompt that is all prefix is saved whole, and found whole the next time."""
     warm = Request(CORPUS, 0, prefix=PREFIX)
