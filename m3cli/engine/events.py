@@ -1,7 +1,7 @@
 """What goes into an engine and what every engine streams out of it.
 
-The order of a run is `LoadProgress* Loaded Restored? Prefilled+ Token* Finished`, with `Notice` and `Saved`
-anywhere. A run that was asked to stop ends with `Stopped` instead.
+The order of a run is `LoadProgress* Loaded Restored? Prefilled+ Token* Finished`, with `Notice`, `Saved`
+and `NotSaved` anywhere. A run that was asked to stop ends with `Stopped` instead.
 """
 
 from __future__ import annotations
@@ -137,6 +137,13 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class NotSaved:
+    """A KV cache that should have been saved could not be; `text` is a whole sentence that says why."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prefilled:
     """`done` of `total` prompt tokens are in the KV cache, `seconds` after prefill began.
 
@@ -186,7 +193,7 @@ class Stopped:
     saved: int
 
 
-Event = LoadProgress | Loaded | Restored | Prefilled | Saved | Token | Notice | Finished | Stopped
+Event = LoadProgress | Loaded | Restored | Prefilled | Saved | NotSaved | Token | Notice | Finished | Stopped
 
 
 class Engine(Protocol):

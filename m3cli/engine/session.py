@@ -23,6 +23,7 @@ from m3cli.engine.events import (
     Finished,
     Loaded,
     Notice,
+    NotSaved,
     Prefilled,
     Restored,
     Saved,
@@ -270,7 +271,7 @@ class Session:
             )
         except SnapshotError as error:
             self._store = None  # it would fail again
-            yield Notice(f"The context is not saved for later: {error}.")
+            yield NotSaved(f"The context is not saved for later: {error}.")
             return
         yield from self._told()
         if entry is not None:

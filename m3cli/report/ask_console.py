@@ -9,6 +9,7 @@ from m3cli.engine.events import (
     Loaded,
     LoadProgress,
     Notice,
+    NotSaved,
     Prefilled,
     Restored,
     Saved,
@@ -75,7 +76,7 @@ class AskConsole:
             self._stopped(event)
         elif isinstance(event, Prefilled):
             self._prefilled(event)
-        elif isinstance(event, Notice):
+        elif isinstance(event, (Notice, NotSaved)):
             self._end_progress()
             self.note(f"note: {event.text}")
         elif isinstance(event, Finished):

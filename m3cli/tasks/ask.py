@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from m3cli.engine.events import Event, Finished, Loaded, Notice, Request, Sampling, Token
+from m3cli.engine.events import Event, Finished, Loaded, Notice, NotSaved, Request, Sampling, Token
 from m3cli.errors import M3Error, UsageError
 from m3cli.tasks.citations import Citation, check_citations
 from m3cli.tasks.context import Context, ContextRequest, Packed
@@ -147,7 +147,7 @@ def answer(
             if event.attention == "dense":
                 heard.append(DENSE)
                 yield Notice(DENSE)
-        elif isinstance(event, Notice):
+        elif isinstance(event, (Notice, NotSaved)):
             heard.append(event.text)
         elif isinstance(event, Finished):
             finished = event

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from m3cli.engine.events import Event, Finished, Notice, Request, Saved
+from m3cli.engine.events import Event, Finished, Notice, NotSaved, Request
 from m3cli.errors import M3Error, MachineError, UsageError
 from m3cli.tasks.context import Context, Packed
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """The first `tokens` of every prompt about this corpus are on the disk.
+    """The first `tokens` of every prompt about this corpus are on the disk, unless they are very few.
 
     `restored_tokens` of them were computed before; `seconds` is what this run took.
     """
@@ -54,24 +54,17 @@ def warm(
     tokens = prompt.tokens[: prompt.prefix]
     run = Request(tokens, 0, prefix=prompt.prefix, label=context.label)
     finished: Finished | None = None
-    saved, refused = False, ""
     with open_engine(context.engine_config(packed.n_ctx), context.cache_config()) as engine:
         for event in engine.generate(run):
             yield event
             if isinstance(event, Notice):
                 warnings.append(event.text)
-                refused = event.text
-            elif isinstance(event, Saved):
-                saved = saved or event.tokens == len(tokens)
+            elif isinstance(event, NotSaved):
+                raise MachineError(event.text, "Make room on the disk, or in the cache with m3 cache prune.")
             elif isinstance(event, Finished):
                 finished = event
     if finished is None:
         raise M3Error("The engine ended without finishing.", "Run again with --debug and report this.")
-    if not saved and finished.restored_tokens < len(tokens):
-        raise MachineError(
-            f"The context of {len(tokens):,} tokens was read, but is not saved. {refused}".rstrip(),
-            "Make room on the disk or in the cache (m3 cache prune); very small contexts are never saved.",
-        )
     yield Warmed(
         packed, len(tokens), finished.restored_tokens, time.perf_counter() - started, tuple(warnings)
     )

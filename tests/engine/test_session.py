@@ -14,6 +14,7 @@ from m3cli.engine.events import (
     EngineConfig,
     Finished,
     Notice,
+    NotSaved,
     Prefilled,
     Request,
     Restored,
@@ -246,7 +247,7 @@ def test_a_cache_that_cannot_be_written_costs_a_notice(
     (tmp_path / "file").write_text("in the way")
     cache = CacheConfig(str(tmp_path / "file"), "digest", "model")
     events = list(Session(model, cache, "key").generate(ask()))
-    assert ["is not saved for later" in e.text for e in events if isinstance(e, Notice)] == [True]
+    assert ["is not saved for later" in e.text for e in events if isinstance(e, NotSaved)] == [True]
     assert said(events) == cold(PROMPT)
 
 
