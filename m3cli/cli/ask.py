@@ -45,7 +45,7 @@ def ask(
     json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,  # noqa: ARG001 - read from sys.argv by m3cli.cli.app
+    debug: options.Debug = False,
 ) -> None:
     """Answer a question from files, directories or standard input, with checked citations.
 
@@ -56,36 +56,10 @@ def ask(
     from m3cli.report.ask_console import AskConsole
     from m3cli.report.ask_json import ask_object
     from m3cli.report.output import write_json
-    from m3cli.settings import load_settings
     from m3cli.tasks.ask import Answer, AskRequest
     from m3cli.tasks.ask import ask as run
 
-    settings = load_settings(
-        {
-            "model": model,
-            "strategy": values.value(strategy),
-            "order": values.value(order),
-            "include": include,
-            "exclude": exclude,
-            "hidden": hidden,
-            "max_file_size": max_file_size,
-            "max_tokens": max_tokens,
-            "think": values.value(think),
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "seed": seed,
-            "repeat_penalty": repeat_penalty,
-            "ctx": ctx,
-            "kv_type": values.value(kv_type),
-            "flash_attention": values.value(flash_attention),
-            "threads": threads,
-            "gpu_layers": gpu_layers,
-            "cache": cache,
-            "checkpoint_every": values.seconds(checkpoint_every, "--checkpoint-every"),
-        }
-    )
+    settings = values.settings(locals())
     paths, question = _split(words, has_list=files_from is not None)
     corpus = values.corpus_request(
         paths,

@@ -72,7 +72,9 @@ def prune(
     """
     from m3cli.report.text import amount, size, stderr_console
 
-    removed = values.snapshots().prune(values.nbytes(max_size, "--max-size"))
+    removed = values.snapshots().prune(
+        values.nbytes(max_size, "--max-size") if max_size is not None else None
+    )
     total = sum(entry.nbytes for entry in removed)
     stderr_console().print(f"removed {amount(len(removed), 'saved context')}, {size(total)}")
 

@@ -43,7 +43,7 @@ def chat(
     checkpoint_every: options.CheckpointEvery = None,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,  # noqa: ARG001 - read from sys.argv by m3cli.cli.app
+    debug: options.Debug = False,
 ) -> None:
     r"""Ask several questions about one context, which the model reads once. /help lists the commands.
 
@@ -54,7 +54,6 @@ def chat(
     Example:  printf 'What is it?\nIs it safe?\n' | m3 chat ./repo
     """
     from m3cli.report.chat_console import ChatConsole
-    from m3cli.settings import load_settings
     from m3cli.tasks.chat import Chat
 
     if "-" in (paths or []):
@@ -62,32 +61,7 @@ def chat(
             "Standard input cannot be both a document and the questions.",
             "Put the document into a file and name that.",
         )
-    settings = load_settings(
-        {
-            "model": model,
-            "strategy": values.value(strategy),
-            "order": values.value(order),
-            "include": include,
-            "exclude": exclude,
-            "hidden": hidden,
-            "max_file_size": max_file_size,
-            "max_tokens": max_tokens,
-            "think": values.value(think),
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "seed": seed,
-            "repeat_penalty": repeat_penalty,
-            "ctx": ctx,
-            "kv_type": values.value(kv_type),
-            "flash_attention": values.value(flash_attention),
-            "threads": threads,
-            "gpu_layers": gpu_layers,
-            "cache": cache,
-            "checkpoint_every": values.seconds(checkpoint_every, "--checkpoint-every"),
-        }
-    )
+    settings = values.settings(locals())
     corpus = values.corpus_request(
         paths or [],
         settings,

@@ -78,7 +78,7 @@ def pack(
     max_file_size: options.MaxFileSize = None,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,  # noqa: ARG001 - read from sys.argv by m3cli.cli.app
+    debug: options.Debug = False,
 ) -> None:
     """Write files and directories as one text that a model can read; no model is run.
 
@@ -86,19 +86,10 @@ def pack(
     """
     from m3cli.report.output import write_file, write_stdout
     from m3cli.report.pack_console import show_pack
-    from m3cli.settings import load_settings
     from m3cli.tasks.pack import PackRequest
     from m3cli.tasks.pack import pack as run
 
-    settings = load_settings(
-        {
-            "model": model,
-            "include": include,
-            "exclude": exclude,
-            "hidden": hidden,
-            "max_file_size": max_file_size,
-        }
-    )
+    settings = values.settings(locals())
     corpus = values.corpus_request(
         paths or [], settings, files_from=files_from, null=null, no_ignore=no_ignore, output=output
     )

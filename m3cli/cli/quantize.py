@@ -61,7 +61,7 @@ def convert(
     from quantize.convert import Conversion
     from quantize.events import Converted, ConvertRequest
 
-    split = values.nbytes(split_max_size, "--split-max-size") or 0
+    split = values.nbytes(split_max_size, "--split-max-size") if split_max_size is not None else 0
     conversion = Conversion(ConvertRequest(source, out, out_type.value, split, resume))
     done: Converted | None = None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was converted is kept

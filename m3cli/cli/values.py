@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,6 @@ from m3cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from enum import Enum
 
     from rich.console import Console
 
@@ -22,6 +22,21 @@ if TYPE_CHECKING:
     from m3cli.report.chat_console import ChatConsole
     from m3cli.settings import Settings
     from m3cli.tasks.context import ContextRequest
+
+
+def settings(options: Mapping[str, object]) -> Settings:
+    """The settings, with those among a command's `options` that were given; the rest is passed over.
+
+    Options have the names of settings. Raises UsageError.
+    """
+    from m3cli.settings import Settings, load_settings
+
+    given = {name: options[name] for name in Settings.__dataclass_fields__ if name in options}
+    flags = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
+    every = flags.get("checkpoint_every")
+    if isinstance(every, str):
+        flags["checkpoint_every"] = seconds(every, "--checkpoint-every")
+    return load_settings(flags)
 
 
 def stdout_console() -> Console:
@@ -118,11 +133,6 @@ def context_request(corpus: CorpusRequest, settings: Settings, *, allow_dense: b
     )
 
 
-def value(choice: Enum | None) -> str | None:
-    """What a choice stands for, None for none."""
-    return None if choice is None else str(choice.value)
-
-
 def note_demo(console: AskConsole | ChatConsole, context: ContextRequest, settings: Settings) -> None:
     """Say that nobody chose the model."""
     if context.model.origin == "demo" and settings.model is None:
@@ -175,20 +185,18 @@ def question_lines() -> Iterator[str]:
     return piped(sys.stdin)
 
 
-def seconds(text: str | None, option: str) -> int | None:
-    """`90`, `30s`, `5m` or `2h` in seconds; None for None. Raises UsageError."""
+def seconds(text: str, option: str) -> int:
+    """`90`, `30s`, `5m` or `2h` in seconds. Raises UsageError."""
     return _number(text, option, {"": 1, "S": 1, "M": 60, "H": 3600}, "a time, such as 30s, 5m or 2h")
 
 
-def nbytes(text: str | None, option: str) -> int | None:
-    """`48G` in bytes, in powers of 1,000 as the names of published files count; None for None."""
+def nbytes(text: str, option: str) -> int:
+    """`48G` in bytes, in powers of 1,000 as the names of published files count. Raises UsageError."""
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     return _number(text, option, units | {f"{unit}B": n for unit, n in units.items()}, "a size, such as 48G")
 
 
-def _number(text: str | None, option: str, units: Mapping[str, int], wanted: str) -> int | None:
-    if text is None:
-        return None
+def _number(text: str, option: str, units: Mapping[str, int], wanted: str) -> int:
     match = re.fullmatch(r"(\d{1,15})([A-Z]*)", text.strip().upper())
     if match is None or match[2] not in units or not int(match[1]):
         raise UsageError(f"The value {text!r} of {option} is not {wanted}.", f"Give {option} {wanted}.")

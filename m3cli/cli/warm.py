@@ -33,7 +33,7 @@ def warm(
     json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,  # noqa: ARG001 - read from sys.argv by m3cli.cli.app
+    debug: options.Debug = False,
 ) -> None:
     """Read files into the model now and keep that, so that questions about them are answered fast later.
 
@@ -44,29 +44,10 @@ def warm(
     from m3cli.report.ask_console import AskConsole
     from m3cli.report.ask_json import warm_object
     from m3cli.report.output import write_json
-    from m3cli.settings import load_settings
     from m3cli.tasks.warm import Warmed
     from m3cli.tasks.warm import warm as run
 
-    settings = load_settings(
-        {
-            "model": model,
-            "order": values.value(order),
-            "include": include,
-            "exclude": exclude,
-            "hidden": hidden,
-            "max_file_size": max_file_size,
-            "max_tokens": max_tokens,
-            "think": values.value(think),
-            "ctx": ctx,
-            "kv_type": values.value(kv_type),
-            "flash_attention": values.value(flash_attention),
-            "threads": threads,
-            "gpu_layers": gpu_layers,
-            "cache": True,
-            "checkpoint_every": values.seconds(checkpoint_every, "--checkpoint-every"),
-        }
-    )
+    settings = values.settings({**locals(), "cache": True})
     corpus = values.corpus_request(
         paths or [],
         settings,
