@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.decoding import decode
+from m3cli.corpus.extract import ExtractOptions, document_kind, extract, notebook_text
 from m3cli.corpus.types import Document, Skip, SkipReason
 from m3cli.errors import CorpusError
 
@@ -55,6 +56,16 @@ _GENERATED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
+_AS_USUAL = ExtractOptions()
+# What to say of a document that was named and has no text to give: (before the details, what to do).
+_REFUSALS = {
+    SkipReason.ENCRYPTED: ("it is encrypted, ", "Save it without protection"),
+    SkipReason.NO_TEXT: ("it holds no text, ", "Recognise its text first, as ocrmypdf does"),
+    SkipReason.BROKEN: ("it is broken, ", "Save it again with the program that it comes from"),
+    SkipReason.TOO_LARGE: ("it is too large, ", "Split it"),
+    SkipReason.UNREADABLE: ("it ", "Install the readers of documents with that command"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class DocumentLimits:
@@ -67,12 +78,14 @@ class DocumentLimits:
     explicit_max_bytes: int | None = None
 
 
-def read_documents(sources: Iterable[Source], limits: DocumentLimits) -> tuple[list[Document], list[Skip]]:
+def read_documents(
+    sources: Iterable[Source], limits: DocumentLimits, options: ExtractOptions = _AS_USUAL
+) -> tuple[list[Document], list[Skip]]:
     """Read every source, in order; see `read_document`."""
     documents: list[Document] = []
     skips: list[Skip] = []
     for source in sources:
-        result = read_document(source, limits)
+        result = read_document(source, limits, options)
         if isinstance(result, Document):
             documents.append(result)
         else:
@@ -80,20 +93,26 @@ def read_documents(sources: Iterable[Source], limits: DocumentLimits) -> tuple[l
     return documents, skips
 
 
-def read_document(source: Source, limits: DocumentLimits) -> Document | Skip:
+def read_document(
+    source: Source, limits: DocumentLimits, options: ExtractOptions = _AS_USUAL
+) -> Document | Skip:
     """Read and decode one source, once, and never more of it than its limit allows.
 
-    Line ends stay as they are. The rules about lock files and generated or minified files do not
-    touch what the user named. Raises CorpusError when such a source cannot be read.
+    Of PDF, Office and other documents the text is taken (see `m3cli.corpus.extract`); their
+    encoding is the name of their kind. Line ends of plain text stay as they are. The rules about lock
+    files and generated or minified files do not touch what the user named.
+    Raises CorpusError when such a source cannot be read.
     """
     if not source.explicit and PurePosixPath(source.path).name.lower() in _LOCK_FILES:
         return Skip(source.path, SkipReason.LOCK_FILE)
     if not source.explicit and (kind := _generated_by_name(source.path)):
         return Skip(source.path, SkipReason.GENERATED, kind)
     limit = limits.explicit_max_bytes if source.explicit else limits.max_bytes
-    data = _read(source, limit)
+    data = _read(source, limit, options)
     if isinstance(data, Skip):
         return data
+    if kind := document_kind(source.path, data[:_HEAD_BYTES], options):
+        return _extracted(source, kind, data)
     first, second = decode(data)
     if isinstance(first, SkipReason):
         return Skip(source.path, first, second)
@@ -101,10 +120,23 @@ def read_document(source: Source, limits: DocumentLimits) -> Document | Skip:
         return Skip(source.path, SkipReason.EMPTY)
     if not source.explicit and (kind := _generated_by_text(source.path, first)):
         return Skip(source.path, SkipReason.GENERATED, kind)
-    return Document(source.path, first, second)
+    return Document(source.path, notebook_text(source.path, first, options), second)
 
 
-def _read(source: Source, limit: int | None) -> bytes | Skip:
+def _extracted(source: Source, kind: str, data: bytes) -> Document | Skip:
+    text = extract(kind, data)
+    if isinstance(text, str):
+        return Document(source.path, text, kind)
+    reason, words = text
+    if source.explicit:
+        problem, remedy = _REFUSALS[reason]
+        raise CorpusError(
+            f"{source.file or source.path} cannot be read: {problem}{words}.", f"{remedy}, or leave it out."
+        )
+    return Skip(source.path, reason, words)
+
+
+def _read(source: Source, limit: int | None, options: ExtractOptions) -> bytes | Skip:
     if source.file is None:
         data = source.data or b""
         return data if limit is None or len(data) <= limit else _too_large(source, len(data), limit)
@@ -119,8 +151,9 @@ def _read(source: Source, limit: int | None) -> bytes | Skip:
             if limit is not None and status.st_size > limit:
                 return _too_large(source, status.st_size, limit)
             if limit is None:  # a disk image should not fill the memory before it is seen to be binary
-                first, kind = decode(file.read(_HEAD_BYTES))
-                if first is SkipReason.BINARY:
+                head = file.read(_HEAD_BYTES)
+                first, kind = decode(head)
+                if first is SkipReason.BINARY and not document_kind(source.path, head, options):
                     return Skip(source.path, first, kind)
                 file.seek(0)
             data = file.read() if limit is None else file.read(limit + 1)

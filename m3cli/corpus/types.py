@@ -26,6 +26,9 @@ class SkipReason(str, Enum):
     SPECIAL = "not a regular file"
     LINK = "link out of the tree or in a loop"
     EMPTY = "empty"
+    ENCRYPTED = "encrypted"
+    NO_TEXT = "without text"  # a document of pictures alone, such as a scan
+    BROKEN = "broken"
 
 
 @dataclass(frozen=True, slots=True)
