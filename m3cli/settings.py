@@ -66,6 +66,8 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     hidden: bool = False
+    html_text: bool = False
+    notebook_outputs: bool = False
     max_file_size: int = 2_000_000
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -95,7 +97,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "repeat_penalty": (1, 10),
     "max_file_size": (1, 2**63 - 1),
 }
-_PROJECT_MAY_SET = frozenset({"include", "exclude", "hidden", "max_file_size"})
+_PROJECT_MAY_SET = frozenset(
+    {"include", "exclude", "hidden", "html_text", "notebook_outputs", "max_file_size"}
+)
 _CHOICES = {
     name: get_args(hint) for name, hint in get_type_hints(Settings).items() if get_origin(hint) is Literal
 }

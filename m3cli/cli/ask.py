@@ -24,6 +24,8 @@ def ask(
     exclude: options.Exclude = None,
     no_ignore: options.NoIgnore = False,
     hidden: options.Hidden = None,
+    html_text: options.HTMLText = None,
+    notebook_outputs: options.NotebookOutputs = None,
     max_file_size: options.MaxFileSize = None,
     max_tokens: options.MaxTokens = None,
     think: options.Think = None,

@@ -52,6 +52,22 @@ Hidden = Annotated[
         "--hidden/--no-hidden", help="Read files whose names begin with a dot.", rich_help_panel=CORPUS_PANEL
     ),
 ]
+HTMLText = Annotated[
+    bool | None,
+    typer.Option(
+        "--html-text/--html-source",
+        help="Take the text of HTML pages, not their source.",
+        rich_help_panel=CORPUS_PANEL,
+    ),
+]
+NotebookOutputs = Annotated[
+    bool | None,
+    typer.Option(
+        "--notebook-outputs/--no-notebook-outputs",
+        help="Read what the cells of notebooks have printed.",
+        rich_help_panel=CORPUS_PANEL,
+    ),
+]
 MaxFileSize = Annotated[
     int | None,
     typer.Option(

@@ -69,12 +69,16 @@ def pack(
         ),
     ] = False,
     model: options.Model = None,
+    ref: options.Ref = None,
+    order: options.Order = None,
     files_from: options.FilesFrom = None,
     null: options.Nul = False,
     include: options.Include = None,
     exclude: options.Exclude = None,
     no_ignore: options.NoIgnore = False,
     hidden: options.Hidden = None,
+    html_text: options.HTMLText = None,
+    notebook_outputs: options.NotebookOutputs = None,
     max_file_size: options.MaxFileSize = None,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -91,7 +95,15 @@ def pack(
 
     settings = values.settings(locals())
     corpus = values.corpus_request(
-        paths or [], settings, files_from=files_from, null=null, no_ignore=no_ignore, output=output
+        paths or [],
+        settings,
+        files_from=files_from,
+        null=null,
+        no_ignore=no_ignore,
+        # The same bytes on every machine, unless another order was asked for: history is local.
+        order="path" if order is None else settings.order,
+        ref=ref,
+        output=output,
     )
     with _tokenizer(settings) as (tokenizer, name):
         request = PackRequest(corpus, format.value, budget, query, tokenizer, name)

@@ -67,6 +67,7 @@ def corpus_request(
     """What to read. Raises UsageError if nothing is named or the path list cannot be read."""
     from m3cli.corpus.corpus import CorpusRequest
     from m3cli.corpus.documents import DocumentLimits
+    from m3cli.corpus.extract import ExtractOptions
     from m3cli.corpus.sources import WalkOptions, read_path_list
 
     listed: list[str] = []
@@ -97,6 +98,7 @@ def corpus_request(
             hidden=settings.hidden,
         ),
         limits=DocumentLimits(max_bytes=settings.max_file_size, explicit_max_bytes=given_limit),
+        extract=ExtractOptions(html=settings.html_text, outputs=settings.notebook_outputs),
         output=output,
         ref=ref,
         order=order,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from m3cli.corpus.chunks import chunk_document
 from m3cli.corpus.documents import DocumentLimits, read_documents
+from m3cli.corpus.extract import ExtractOptions
 from m3cli.corpus.history import Standings
 from m3cli.corpus.names import printable
 from m3cli.corpus.order import Order, State, by_argument, by_churn
@@ -40,6 +41,7 @@ class CorpusRequest:
     paths: tuple[str, ...]
     walk: WalkOptions = field(default_factory=WalkOptions)
     limits: DocumentLimits = field(default_factory=DocumentLimits)
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
     listed: tuple[str, ...] = ()
     output: Path | None = None
     ref: str | None = None
@@ -74,7 +76,7 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     )
     wanted = [source for source in collected.sources if not _is_file(source, request.output)]
     sources, too_large = _within_limits(wanted, request.limits)
-    found, unread = read_documents(with_data(sources), request.limits)
+    found, unread = read_documents(with_data(sources), request.limits, request.extract)
     skips = (*collected.skips, *too_large, *unread)
     documents, order, notes = _ordered(found, sources, request.order)
     if not documents:

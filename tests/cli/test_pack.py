@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -143,3 +144,36 @@ def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def test_pages_and_notebooks_by_flag(m3: Run, tmp_path: Path) -> None:
+    """HTML is source unless its text is asked for; what cells have printed is left out unless asked for."""
+    (tmp_path / "page.html").write_text("<html><body><h1>Title</h1><p>Some text.</p></body></html>\n")
+    cell = {
+        "cell_type": "code", "source": "print(6 * 7)", "metadata": {}, "execution_count": 1,
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": "42\n"}],
+    }  # fmt: skip
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "book.ipynb").write_text(json.dumps(notebook))
+    plain = m3("pack", ".", "--format", "plain").stdout
+    assert "<h1>Title</h1>" in plain
+    assert "print(6 * 7)" in plain
+    assert "42" not in plain
+    extracted = m3("pack", ".", "--format", "plain", "--html-text", "--notebook-outputs").stdout
+    assert "<h1>" not in extracted
+    assert "Title" in extracted
+    assert "42" in extracted
+
+
+def test_a_commit_can_be_packed(m3: Run, tmp_path: Path) -> None:
+    """--ref packs a commit without touching the work tree, with the bytes of a checkout of it."""
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    (tmp_path / "a.py").write_text("x = 1\n")
+    (tmp_path / "b.py").write_text("y = 1\n")
+    for arguments in (["init", "-q"], ["add", "a.py", "b.py"], ["commit", "-qm", "1"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    before = m3("pack", ".", "--include", "*.py").stdout
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert m3("pack", ".", "--ref", "HEAD", "--include", "*.py").stdout == before
+    churned = m3("pack", ".", "--order", "churn", "--include", "*.py", "--format", "plain").stdout
+    assert churned.index("y = 1") < churned.index("x = 2")  # what is not committed stands last
