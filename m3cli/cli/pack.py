@@ -68,6 +68,14 @@ def pack(
             "--tree", help="Show tokens by directory on stderr.", rich_help_panel=options.OUTPUT_PANEL
         ),
     ] = False,
+    redact: Annotated[
+        bool,
+        typer.Option(
+            "--redact/--no-redact",
+            help="Replace passwords, keys and tokens, as detect-secrets finds them.",
+            rich_help_panel=options.OUTPUT_PANEL,
+        ),
+    ] = True,
     model: options.Model = None,
     ref: options.Ref = None,
     order: options.Order = None,
@@ -106,7 +114,7 @@ def pack(
         output=output,
     )
     with _tokenizer(settings) as (tokenizer, name):
-        request = PackRequest(corpus, format.value, budget, query, tokenizer, name)
+        request = PackRequest(corpus, format.value, budget, query, tokenizer, name, redact)
         result = run(request, stdin=values.read_stdin)
     data = result.text.encode("utf-8", "replace")
     if output is None or str(output) == "-":

@@ -10,8 +10,9 @@ from m3cli.prompt.export import FORMATS
 from m3cli.prompt.pack import Pack, pack_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from m3cli.corpus.types import Chunk
     from m3cli.model.tokens import Tokenizer
 
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class PackRequest:
     """What to pack and how. `tokenizer` None estimates tokens at 4 bytes each.
 
-    `counted_by` names the model that `tokenizer` belongs to.
+    `counted_by` names the model that `tokenizer` belongs to. With `redact`, secrets are replaced: a pack
+    leaves the machine.
     """
 
     corpus: CorpusRequest
@@ -28,16 +30,21 @@ class PackRequest:
     query: str = ""
     tokenizer: Tokenizer | None = None
     counted_by: str = ""
+    redact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class PackResult:
-    """The text, and what went into it; `counted_by` is empty where tokens were estimated."""
+    """The text, and what went into it; `counted_by` is empty where tokens were estimated.
+
+    `redacted` counts the secrets that were replaced, by kind.
+    """
 
     text: str
     corpus: Corpus
     pack: Pack
     counted_by: str
+    redacted: Mapping[str, int]
 
 
 def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
@@ -53,7 +60,14 @@ def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
             return [-(-len(text.encode("utf-8", "surrogatepass")) // 4) for text in texts]
         return [len(ids) for ids in tokenizer.encode_batch(texts)]
 
+    chunks: Sequence[Chunk] = corpus.chunks
+    redacted: Mapping[str, int] = {}
+    if request.redact:
+        from m3cli.prompt.secrets import redact  # compiles many patterns
+
+        result = redact(chunks)
+        chunks, redacted = result.chunks, result.counts
     packed = pack_chunks(
-        corpus.chunks, count, budget=request.budget, question=request.query, layout=FORMATS[request.format]
+        chunks, count, budget=request.budget, question=request.query, layout=FORMATS[request.format]
     )
-    return PackResult("".join(packed.parts), corpus, packed, counted_by=request.counted_by)
+    return PackResult("".join(packed.parts), corpus, packed, counted_by=request.counted_by, redacted=redacted)

@@ -177,3 +177,17 @@ def test_a_commit_can_be_packed(m3: Run, tmp_path: Path) -> None:
     assert m3("pack", ".", "--ref", "HEAD", "--include", "*.py").stdout == before
     churned = m3("pack", ".", "--order", "churn", "--include", "*.py", "--format", "plain").stdout
     assert churned.index("y = 1") < churned.index("x = 2")  # what is not committed stands last
+
+
+def test_secrets_stay_at_home(m3: Run, tmp_path: Path) -> None:
+    """A pack may be sent away: secrets in it are replaced and counted, unless that is switched off."""
+    secret = "AKIA" + "QWERTYUIOPASDFGH"  # no literal, or this file would be found
+    (tmp_path / "settings.py").write_text(f'KEY = "{secret}"\nOTHER = "{secret}"\nname = "plain"\n')
+    done = m3("pack", ".", "--format", "plain")
+    assert secret not in done.stdout
+    assert done.stdout.count("[REDACTED:") == 2
+    assert 'name = "plain"' in done.stdout
+    assert "redacted: " in done.stderr
+    kept = m3("pack", ".", "--format", "plain", "--no-redact")
+    assert kept.stdout.count(secret) == 2
+    assert "redacted" not in kept.stderr

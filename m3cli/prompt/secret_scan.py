@@ -1,0 +1,389 @@
+r"""What detect-secrets finds in a text, at the speed of a packer.
+
+The detectors and the filters against false positives are detect-secrets' own, with the defaults of
+`detect-secrets scan --no-verify`; nothing is looked up on the network and no configuration is read.
+A detector costs microseconds for every line it sees, so a prefilter decides which lines each of them
+sees: a few literals and byte patterns (`_MARKS`, `_RUN_MARKS`) that whatever the detector reports must
+contain. They are searched in the whole text at once, at C speed. A detector that the prefilter does not
+know (a later release may bring some) sees every line.
+
+The bytes are the text in Latin-1, so that positions are those of the text. Other characters become `?`,
+which the patterns take for any character, as they do the bytes above 0x7f: `\d` and `\w` of the
+detectors match more than ASCII.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from detect_secrets.plugins.base import BasePlugin
+    from detect_secrets.types import NamedIO
+
+_WILD = rb"?\x80-\xff"
+# What secrets are made of: runs of these are found by translation, which is much faster than a pattern.
+_RUN_CHARACTERS = rb"[A-Za-z0-9_\\" + _WILD + rb"-]"
+_RUN = 24
+_IS_RUN = bytes(ord("x") if re.match(_RUN_CHARACTERS, bytes([i])) else ord(" ") for i in range(256))
+
+# Letters that a pattern without case takes for s, k and i, and that bytes.lower() does not know.
+_FOLDED = {"ſ": "s", "\u212a": "k", "ı": "i", "İ": "i"}
+
+_KEYWORD = "KeywordDetector"
+_AWS = "AWSKeyDetector"
+_BASE64 = "Base64HighEntropyString"
+_HEX = "HexHighEntropyString"
+
+
+def _preceded_by(word: bytes, stems: str) -> bytes:
+    """A pattern of `word` after one of `stems` and perhaps an underscore; `re` seeks `word` itself."""
+    return word + b"(?:%s)" % b"|".join(
+        b"(?<=%s%s%s)" % (stem.encode(), joint, word) for stem in stems.split() for joint in (b"", b"_")
+    )
+
+
+class _Mark(NamedTuple):
+    """`detector` is to see the lines in which `pattern` occurs."""
+
+    detector: str
+    pattern: re.Pattern[bytes]
+
+
+def _marks(*pairs: tuple[str, bytes]) -> tuple[_Mark, ...]:
+    return tuple(_Mark(name, re.compile(pattern, re.DOTALL)) for name, pattern in pairs)
+
+
+_MARKS = _marks(
+    ("ArtifactoryDetector", rb"AKC[a-zA-Z0-9]{10}"),
+    ("ArtifactoryDetector", rb"AP[0-9A-F" + _WILD + rb"][a-zA-Z0-9]{8}"),
+    (_AWS, rb"A(?:3T[A-Z0-9]|BIA|CCA|KIA|SIA)[0-9A-Z]{16}"),
+    ("AzureStorageKeyDetector", rb"AccountKey="),
+    ("BasicAuthDetector", rb"://[^:/#\[\]@!$&'()*+,;=\s]+:[^:/#\[\]@!$&'()*+,;=\s]+@"),
+    ("IPPublicDetector", rb"\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]"),
+    ("JwtTokenDetector", rb"eyJ[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]"),
+    ("NpmDetector", rb":_authToken="),
+    ("PrivateKeyDetector", rb"PRIVATE KEY"),
+    ("PrivateKeyDetector", rb"PuTTY-User-Key-File-2"),
+)
+# Searched in lower case.
+_FOLDED_MARKS = _marks(
+    ("SlackDetector", rb"xox[abposr]-"),
+    ("SlackDetector", rb"hooks\.slack\.com/services/t"),
+    (_KEYWORD, rb"pass(?:w(?:or)?d|%s)" % _preceded_by(b"pass", "db database key")[4:]),
+    (_KEYWORD, rb"pwd"),
+    (_KEYWORD, rb"secret"),
+    (_KEYWORD, rb"contrase"),
+    (_KEYWORD, _preceded_by(b"key", "api auth service account db database priv private client")),
+)
+# Searched in runs of _RUN_CHARACTERS and a little around them; the number is the run's shortest length.
+_RUN_MARKS = tuple(
+    (length, mark)
+    for length, mark in zip(
+        (40, 25, 32, 50, 78, 48, 36, 34),
+        _marks(
+            ("GitHubTokenDetector", rb"gh[pousr]_"),
+            ("GitLabTokenDetector", rb"gl(?:pat|dt|ft|soat|rt|cbt|imt|ptt|agent|oas)-|GR1348941"),
+            ("StripeDetector", rb"[rs]k_live_"),
+            ("SquareOAuthDetector", rb"sq0csp-"),
+            ("PypiTokenDetector", rb"pypi-AgE"),
+            ("OpenAIDetector", rb"T3BlbkFJ"),
+            ("MailchimpDetector", rb"[0-9a-z]{32}-us[0-9]"),
+            ("TwilioKeyDetector", rb"(?:AC|SK)[a-z0-9]{32}"),
+        ),
+        strict=True,
+    )
+)
+# Searched in the 32 bytes before a run.
+_BEFORE_MARKS = tuple(
+    (length, mark)
+    for length, mark in zip(
+        (35, 27, 43),
+        _marks(
+            ("TelegramBotTokenDetector", rb"[0-9" + _WILD + rb"]{8}:\Z"),
+            ("DiscordBotTokenDetector", rb"\." + _RUN_CHARACTERS + rb"{6}\.\Z"),
+            ("SendGridDetector", rb"SG\." + _RUN_CHARACTERS + rb"{22}\.\Z"),
+        ),
+        strict=True,
+    )
+)
+# Searched in lower case in what stands on the line before a run.
+_ASSIGNMENT_MARKS = tuple(
+    (length, mark)
+    for length, mark in zip(
+        (44, 48, 64, 64, 24),
+        _marks(
+            ("IbmCloudIamDetector", rb"key|pwd|pass|token| {64}"),
+            ("IbmCosHmacDetector", rb"secret| {64}"),
+            ("SoftlayerDetector", rb"(?:softlayer|sl)[_-]?(?:api)?[_-]?(?:key|pwd|pass|token)| {64}"),
+            ("SoftlayerDetector", rb"softlayer"),
+            ("CloudantDetector", rb"cl(?:ou|oudant)?[_-]?(?:api)?(?:key|pw|pass|token)|https?:| {64}"),
+        ),
+        strict=True,
+    )
+)
+_ASSIGNMENT_REACH = 256
+
+# Random-looking strings: of more than 3 bits a character in hex, 4.5 in base64. That takes at least
+# 9 and 23 different characters. The closing quote may open the next string.
+_QUOTED = re.compile(rb"['\"]([0-9a-fA-F]{9,}|[A-Za-z0-9+/\\_=-]{23,})(?=['\"])")
+_BARE = (re.compile(rb"[0-9a-fA-F]{9,}"), re.compile(rb"[A-Za-z0-9+/\\_=-]{22,}"))
+_HEX_CHARACTERS = frozenset(b"0123456789abcdefABCDEF")
+_HEX_DISTINCT, _BASE64_DISTINCT = 9, 23
+
+# More aliases than this and a YAML document is not unfolded: they may multiply (a "YAML bomb").
+_MOST_ALIASES = 20
+_ALIAS = re.compile(r"(?:^|[\s\[,:-])\*\w", re.MULTILINE)
+# A line at the margin that is neither a comment nor `key = value`: not the contents of an INI file.
+_NOT_INI = re.compile(rb"^(?![#;\[\s])[^=:\n]+$", re.MULTILINE)
+_INI_SECTION = re.compile(rb"(?:[^\S\n]*(?:[#;][^\n]*)?\n)*[^\S\n]*\[[^\n]+\]")
+# Escapes in YAML that may make a secret of what does not look like one.
+_ESCAPED = re.compile(rb"\"[^\n]*\\|\\[xuU/\r\n]")
+# In such files the value may stand on a later line than its key.
+_CLOUDANT = re.compile(rb"cl(?:ou|oudant)?[_-]?(?:api)?(?:key|pw|pass|token)")
+_LONG_RUN = b"x" * 44
+
+
+class Hit(NamedTuple):
+    """What a detector reports: the 0-based line, the kind in detect-secrets' words, and the secret."""
+
+    line: int
+    kind: str
+    secret: str
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """detect-secrets, loaded: its detectors by class name and its filters by what they look at."""
+
+    detectors: dict[str, BasePlugin]
+    skips_file: Callable[[str], bool]
+    skips_line: Callable[[str, str, str], bool]
+    skips_secret: Callable[[str, str, BasePlugin], bool]
+    transforms: Callable[[str, str, bool], list[str] | None]
+    is_yaml: Callable[[str], bool]
+    is_other: Callable[[str], bool]
+
+
+def scan(path: str, text: str, *, prefilter: bool = True) -> list[Hit]:
+    """Everything that `detect-secrets scan` would report of a file `path` that holds `text`, and more.
+
+    INI and YAML files are looked at both as they are (detect-secrets passes over their comments and
+    lists) and, as there, with their values in quotes. Lock files, style sheets and other files that
+    detect-secrets leaves out are left out, as are lines with its `pragma: allowlist secret`.
+    `prefilter` off shows each detector each line; the result is the same.
+    """
+    tools = _tools()
+    if tools.skips_file(path):
+        return []
+    lines = text.split("\n")
+    hits = set(_hits(tools, path, lines, _wanted(tools, text) if prefilter else None))
+    for transformed in _transformed(tools, path, text, prefilter=prefilter):
+        # (a block of YAML is one "line" with line feeds in it)
+        one_each = "\n".join(line.replace("\n", "\x1f") for line in transformed)
+        hits.update(_hits(tools, path, transformed, _wanted(tools, one_each) if prefilter else None))
+    return sorted(hits)
+
+
+def _hits(
+    tools: _Tools, path: str, lines: Sequence[str], wanted: dict[int, set[str]] | None
+) -> Iterator[Hit]:
+    """What the detectors find in `lines`: each in the lines it is wanted for, or in all of them."""
+    every = tools.detectors.keys()
+    for number in range(len(lines)) if wanted is None else sorted(wanted):
+        if not lines[number]:
+            continue
+        names = every if wanted is None else wanted[number]
+        previous = lines[number - 1].rpartition("\r")[2] if number else ""
+        for part in lines[number].rstrip("\r").split("\r"):
+            line = part.rstrip()
+            if line and not tools.skips_line(path, line, previous):
+                for name in names:
+                    detector = tools.detectors[name]
+                    for found in detector.analyze_line(filename=path, line=line, line_number=number + 1):
+                        secret = found.secret_value
+                        if secret and not tools.skips_secret(secret, line, detector):
+                            yield Hit(number, found.type, secret)
+            previous = part
+
+
+def _wanted(tools: _Tools, text: str) -> dict[int, set[str]]:
+    """The numbers of the lines that a detector has to see, with the names of those detectors."""
+    raw = _bytes_of(text)
+    positions: dict[int, set[str]] = {}
+    for position, name in _marked(raw):
+        positions.setdefault(raw.rfind(b"\n", 0, position) + 1, set()).add(name)
+    wanted: dict[int, set[str]] = {}
+    line, at = 0, 0
+    for start in sorted(positions):
+        line += raw.count(b"\n", at, start)
+        at = start
+        wanted[line] = positions[start] & tools.detectors.keys()
+    unknown = tools.detectors.keys() - _KNOWN
+    if unknown:
+        for line in range(raw.count(b"\n") + 1):
+            wanted.setdefault(line, set()).update(unknown)
+    return wanted
+
+
+def _bytes_of(text: str) -> bytes:
+    if not text.isascii():
+        for letter, plain in _FOLDED.items():
+            text = text.replace(letter, plain)
+    return text.encode("latin-1", "replace")
+
+
+def _marked(raw: bytes) -> Iterator[tuple[int, str]]:
+    """Positions in `raw` of what detectors look for, with the detector's name."""
+    folded = raw.lower()
+    for marks, data in ((_MARKS, raw), (_FOLDED_MARKS, folded)):
+        for name, pattern in marks:
+            for match in pattern.finditer(data):
+                yield match.start(), name
+    for match in _QUOTED.finditer(raw):
+        characters = match[1]
+        if len(characters) == 40 and b"aws" in folded[max(0, match.start() - 64) : match.start()]:
+            yield match.start(), _AWS
+        for name in _random_looking(characters):
+            yield match.start(), name
+    yield from _marked_runs(raw, folded)
+
+
+def _random_looking(characters: bytes) -> Iterator[str]:
+    distinct = set(characters)
+    if len(distinct) >= _BASE64_DISTINCT:
+        yield _BASE64
+    if len(distinct) >= _HEX_DISTINCT and distinct <= _HEX_CHARACTERS:
+        yield _HEX
+    # (hex has at most 22 different characters: too few for base64)
+
+
+def _marked_runs(raw: bytes, folded: bytes) -> Iterator[tuple[int, str]]:
+    classes = raw.translate(_IS_RUN)
+    run = b"x" * _RUN
+    start = classes.find(run)
+    while start >= 0:
+        end = classes.find(b" ", start + _RUN)
+        end = len(raw) if end < 0 else end
+        length = end - start
+        for least, (name, pattern) in _RUN_MARKS:
+            if length >= least and pattern.search(raw, start, end):
+                yield start, name
+        if start:
+            before = raw[max(0, start - 32) : start]
+            for least, (name, pattern) in _BEFORE_MARKS:
+                if length >= least and pattern.search(before):
+                    yield start, name
+            before = folded[max(0, start - _ASSIGNMENT_REACH) : start].rpartition(b"\n")[2]
+            for least, (name, pattern) in _ASSIGNMENT_MARKS:
+                if length >= least and pattern.search(before):
+                    yield start, name
+        start = classes.find(run, end)
+
+
+_KNOWN = frozenset(
+    [mark.detector for mark in (*_MARKS, *_FOLDED_MARKS)]
+    + [mark.detector for _, mark in (*_RUN_MARKS, *_BEFORE_MARKS, *_ASSIGNMENT_MARKS)]
+    + [_BASE64, _HEX]
+)
+
+
+def _transformed(tools: _Tools, path: str, text: str, *, prefilter: bool) -> Iterator[list[str]]:
+    """`text` as detect-secrets rewrites YAML and INI files, if it is one: with all values in quotes."""
+    is_yaml = tools.is_yaml(path)
+    raw = _bytes_of(text)
+    if is_yaml:
+        kinds: Iterable[bool] = (False,) if len(_ALIAS.findall(text)) <= _MOST_ALIASES else ()
+    elif _INI_SECTION.match(raw):
+        kinds = (False,) if not tools.is_other(path) else (False, True)
+    else:
+        kinds = (True,) if tools.is_other(path) else ()
+    if not kinds or (prefilter and not _worth_transforming(tools, raw, is_yaml=is_yaml)):
+        return
+    for eager in kinds:
+        lines = tools.transforms(path, text, eager)
+        if lines:
+            yield lines
+
+
+def _worth_transforming(tools: _Tools, raw: bytes, *, is_yaml: bool) -> bool:
+    """Whether quotes around the values may bring to light what the lines as they are do not show."""
+    if not is_yaml and _NOT_INI.search(raw):
+        return False
+    if is_yaml and (b"!!binary" in raw or _ESCAPED.search(raw)):
+        return True
+    folded = raw.lower()
+    return (
+        next(_marked(raw), None) is not None
+        or b"aws" in folded
+        or _LONG_RUN in raw.translate(_IS_RUN)
+        or _CLOUDANT.search(folded) is not None
+        or any(_random(tools, match[0], is_yaml=is_yaml) for bare in _BARE for match in bare.finditer(raw))
+    )
+
+
+def _random(tools: _Tools, characters: bytes, *, is_yaml: bool) -> bool:
+    """Whether `characters` in quotes may be reported; in an INI file they may begin with the key."""
+    for end in (b"", b"\\"):  # a quote that ends them within the value is escaped
+        line = f"'{(characters + end).decode('ascii')}'"
+        for name in _random_looking(characters + end):
+            if not is_yaml or tools.detectors[name].analyze_line(filename="", line=line):
+                return True
+    return False
+
+
+@lru_cache(maxsize=1)
+def _tools() -> _Tools:
+    """Load detect-secrets. Takes a fifth of a second, most of it for `requests`, which is never used."""
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    from detect_secrets.filters import allowlist, heuristic
+    from detect_secrets.transformers import get_transformed_file
+    from detect_secrets.util.code_snippet import CodeSnippet
+    from detect_secrets.util.filetype import FileType, determine_file_type
+
+    def skips_file(path: str) -> bool:
+        return (
+            heuristic.is_non_text_file(path)
+            or heuristic.is_lock_file(path)
+            or heuristic.is_swagger_file(path)
+        )
+
+    def skips_line(path: str, line: str, previous: str) -> bool:
+        context = CodeSnippet(snippet=[previous, line], start_line=0, target_index=1)
+        return allowlist.is_line_allowlisted(path, line, context) or heuristic.is_indirect_reference(line)
+
+    def skips_secret(secret: str, line: str, detector: BasePlugin) -> bool:
+        return (
+            heuristic.is_sequential_string(secret)
+            or heuristic.is_potential_uuid(secret)
+            or heuristic.is_likely_id_string(secret, line, detector)
+            or heuristic.is_templated_secret(secret)
+            or heuristic.is_prefixed_with_dollar_sign(secret)
+            or heuristic.is_not_alphanumeric_string(secret)
+        )
+
+    def transforms(path: str, text: str, eager: bool) -> list[str] | None:
+        file = io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n"))
+        file.name = path
+        try:
+            return get_transformed_file(cast("NamedIO", file), use_eager_transformers=eager)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            return None  # YAML that the parser takes and the rewriting does not
+
+    classes: dict[str, Callable[[], BasePlugin]] = {
+        cls.__name__: cls for cls in get_mapping_from_secret_type_to_class().values()
+    }
+    return _Tools(
+        detectors={name: detector() for name, detector in classes.items()},
+        skips_file=skips_file,
+        skips_line=skips_line,
+        skips_secret=skips_secret,
+        transforms=transforms,
+        is_yaml=lambda path: determine_file_type(path) == FileType.YAML,
+        is_other=lambda path: determine_file_type(path) == FileType.OTHER,
+    )

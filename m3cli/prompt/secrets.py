@@ -1,0 +1,242 @@
+"""Secrets out of a text that leaves the machine: each becomes a placeholder such as `[REDACTED:jwt:1]`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from m3cli.prompt.secret_scan import scan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from m3cli.corpus.types import Chunk
+    from m3cli.prompt.secret_scan import Hit
+
+_PRIVATE_KEY = "Private Key"
+# Kinds that say least about a secret: where findings overlap, another kind names the placeholder.
+_VAGUE = ("secret-keyword", "hex-high-entropy-string", "base64-high-entropy-string")
+
+# Kinds of which detect-secrets reports the first part only, and what the whole token is made of.
+_TOKENS = {
+    "GitHub Token": re.compile(r"[\w-]+"),
+    "GitLab Token": re.compile(r"[\w-]+"),
+    "JSON Web Token": re.compile(r"[\w.+/=-]+"),
+}
+
+# What follows the first line of a private key: one word of base64 a line, in quotes and comment signs
+# perhaps, or a header. `\n` may be written out.
+_ARMOUR_LINE = re.compile(
+    r"[\W_]*[A-Za-z0-9+/=\\]*[\W_]*\r?"
+    r"|[\W_]*(?:Proc-Type|DEK-Info|Version|Comment|Hash|Subject|Encryption|Public-Lines|Private-Lines"
+    r"|Private-MAC): [^\n]*"
+)
+_ARMOUR_END = re.compile(r"END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?[ -]*|Private-MAC: *\w*")
+_ARMOUR_BODY = re.compile(r"[A-Za-z0-9+/=]{40,}")
+_ARMOUR_START = re.compile(r"-*[ ]?\Z")
+_MOST_ARMOUR_LINES = 400
+
+_SHORT = 8  # characters; a shorter secret is taken out where it stands alone, not from within words
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A secret that was taken out: where it began, and its kind in detect-secrets' words as a slug."""
+
+    path: str
+    line: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Redacted:
+    """Chunks without their secrets, and what was taken out, in order."""
+
+    chunks: tuple[Chunk, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many secrets of each kind, the most frequent first."""
+        counts = Counter(finding.kind for finding in self.findings)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+class _Span(NamedTuple):
+    """A piece of a text that has to go, in characters."""
+
+    start: int
+    end: int
+    kind: str
+
+
+def redact(chunks: Sequence[Chunk], *, prefilter: bool = True) -> Redacted:
+    """`chunks` with every secret that detect-secrets knows replaced by a placeholder.
+
+    Paths, line numbers and the number of lines stay; the digest follows the text. Give all chunks of a
+    document, in order: a private key that is cut into two chunks is found by its first line.
+
+    A placeholder is `[REDACTED:kind:number]`. Numbers count the different secrets of a kind in the order
+    in which they appear, so the same secret has the same number all over the pack, the same chunks
+    give the same text, and nothing about the secret can be worked out from it. (A digest would stay
+    the same between packs, but a short password could be found by trying.)
+
+    `prefilter` off takes the slow way to the same result; it is there to be measured and tested.
+    """
+    numbers: dict[tuple[str, str], int] = {}
+    numbered: Counter[str] = Counter()
+
+    def placeholder(kind: str, secret: str) -> str:
+        if (kind, secret) not in numbers:
+            numbered[kind] += 1
+            numbers[kind, secret] = numbered[kind]
+        return f"[REDACTED:{kind}:{numbers[kind, secret]}]"
+
+    redacted = list(chunks)
+    findings: list[Finding] = []
+    for indices in _runs(chunks):
+        texts = [chunks[i].text for i in indices]
+        text = "".join(texts)
+        path, first = chunks[indices[0]].path, chunks[indices[0]].start_line
+        hits = scan(path, text, prefilter=prefilter)
+        if not hits:
+            continue
+        spans = list(_merged(_spans(text, hits)))
+        named = [(span, placeholder(span.kind, text[span.start : span.end])) for span in spans]
+        findings += [Finding(path, first + text.count("\n", 0, span.start), span.kind) for span in spans]
+        start = 0
+        for i, old in zip(indices, texts, strict=True):
+            new = _replaced(old, start, named)
+            if new != old:
+                redacted[i] = replace(chunks[i], text=new, digest=_digest(new))
+            start += len(old)
+    return Redacted(tuple(redacted), tuple(findings))
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _runs(chunks: Sequence[Chunk]) -> Iterator[list[int]]:
+    """The indices of chunks that follow one another in a document, each run on its own."""
+    run: list[int] = []
+    for i, chunk in enumerate(chunks):
+        if run:
+            last = chunks[run[-1]]
+            follows = last.end_line + 1 if last.text.endswith("\n") else last.end_line
+            if chunk.path != last.path or chunk.start_line != follows:
+                yield run
+                run = []
+        run.append(i)
+    if run:
+        yield run
+
+
+def _spans(text: str, hits: Iterable[Hit]) -> Iterator[_Span]:
+    """Where the secrets of `hits` stand in `text`."""
+    starts = [0, *(match.end() for match in re.finditer("\n", text))]
+    for hit in hits:
+        kind = re.sub(r"[^a-z0-9]+", "-", hit.kind.lower()).strip("-")
+        line = min(hit.line, len(starts) - 1)
+        start = starts[line]
+        end = starts[line + 1] if line + 1 < len(starts) else len(text)
+        if hit.kind == _PRIVATE_KEY:
+            at = text.find(hit.secret, start, end)
+            if at >= 0:
+                yield _Span(*_key_block(text, at, at + len(hit.secret)), kind)
+                continue
+        found = False
+        for piece in filter(None, map(str.strip, hit.secret.replace('\\"', '"').splitlines())):
+            places = list(_places(text, piece, start, end)) or list(_elsewhere(text, piece))
+            token = _TOKENS.get(hit.kind)
+            if token:
+                whole = [match.span() for match in token.finditer(text, start, end)]
+                places = [place for place in whole if any(place[0] <= at < place[1] for at, _ in places)]
+            found = found or bool(places)
+            yield from (_Span(at, to, kind) for at, to in places)
+        if not found:  # written otherwise than the detector saw it, with escapes: the whole line goes
+            content = text[start:end]
+            yield _Span(start + len(content) - len(content.lstrip()), start + len(content.rstrip()), kind)
+
+
+def _places(text: str, secret: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where `secret` stands between `start` and `end`; a short one, if it can be, as a word of its own."""
+    pattern = re.escape(secret)
+    if len(secret) < _SHORT:
+        alone = rf"(?<![^\W_]){pattern}(?![^\W_])"
+        if re.compile(alone).search(text, start, end):
+            pattern = alone
+    for match in re.compile(pattern).finditer(text, start, end):
+        yield match.span()
+
+
+def _elsewhere(text: str, secret: str) -> Iterator[tuple[int, int]]:
+    """Where a part of a value of several lines stands: a short one only as a line of its own."""
+    pattern = re.escape(secret)
+    if len(secret) < _SHORT:
+        pattern = rf"(?m)(?<=[ \t\n]){pattern}(?=\s*$)"
+    for match in re.finditer(pattern, text):
+        yield match.span()
+
+
+def _key_block(text: str, start: int, end: int) -> tuple[int, int]:
+    """The whole of the private key that is announced by `text[start:end]`, as far as it goes.
+
+    To its end mark; without one to the last line of base64, for a key may be cut off; or only the
+    announcement, if no key follows it, as in the source of a program that reads keys.
+    """
+    before = _ARMOUR_START.search(text, max(0, start - 8), start)
+    start = before.start() if before else start
+    limit = end
+    for _ in range(_MOST_ARMOUR_LINES):
+        line_end = text.find("\n", limit)
+        line_end = len(text) if line_end < 0 else line_end
+        mark = _ARMOUR_END.search(text, limit, line_end)
+        if mark:
+            return start, mark.end()
+        first = limit == end
+        if not first and not _ARMOUR_LINE.fullmatch(text, limit, line_end):
+            line_end = limit
+            break
+        if line_end == len(text):
+            break
+        limit = line_end + 1
+    bodies = [match.end() for match in _ARMOUR_BODY.finditer(text, end, line_end)]
+    return start, bodies[-1] if bodies else end
+
+
+def _merged(spans: Iterable[_Span]) -> Iterator[_Span]:
+    """`spans` in order, those that overlap made one."""
+    vague = {kind: rank for rank, kind in enumerate(_VAGUE, start=1)}
+    merged: list[_Span] = []
+    for span in sorted(span for span in spans if span.start < span.end):
+        if merged and span.start < merged[-1].end:
+            last = merged.pop()
+            kind = min((last.kind, span.kind), key=lambda kind: (vague.get(kind, 0), kind))
+            merged.append(_Span(last.start, max(last.end, span.end), kind))
+        else:
+            merged.append(span)
+    yield from merged
+
+
+def _replaced(text: str, offset: int, named: Sequence[tuple[_Span, str]]) -> str:
+    """`text`, which stands at `offset`, with the spans replaced; their line feeds stay.
+
+    A span that began in an earlier chunk leaves nothing but its line feeds here.
+    """
+    parts: list[str] = []
+    at = 0
+    begin = max(0, bisect_right(named, offset, key=lambda entry: entry[0].start) - 1)
+    for span, name in named[begin:]:
+        start, end = max(span.start - offset, 0), min(span.end - offset, len(text))
+        if start >= len(text):
+            break
+        if end <= 0:
+            continue
+        parts += [text[at:start], name if span.start >= offset else "", "\n" * text.count("\n", start, end)]
+        at = end
+    return "".join([*parts, text[at:]])
