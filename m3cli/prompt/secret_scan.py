@@ -18,7 +18,7 @@ import io
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -375,9 +375,8 @@ def _tools() -> _Tools:
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             return None  # YAML that the parser takes and the rewriting does not
 
-    classes: dict[str, Callable[[], BasePlugin]] = {
-        cls.__name__: cls for cls in get_mapping_from_secret_type_to_class().values()
-    }
+    known: dict[str, Any] = get_mapping_from_secret_type_to_class()
+    classes: dict[str, Callable[[], BasePlugin]] = {plugin.__name__: plugin for plugin in known.values()}
     return _Tools(
         detectors={name: detector() for name, detector in classes.items()},
         skips_file=skips_file,
