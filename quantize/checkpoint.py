@@ -28,7 +28,7 @@ _FLOATS = {"F32", "F16", "BF16"}
 _FP8 = "F8_E4M3"
 _EXPONENTS = {"U8", "F8_E8M0"}
 _SCALES = ("_scale_inv", "_scale")
-_AGAIN = "Download the checkpoint again, or the files that differ from the published ones."
+AGAIN = "Download the checkpoint again, or the files that differ from the published ones."
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Weight:
         largest = max(-float(low), float(high))
         if not math.isfinite(largest):
             kind = "NaNs" if math.isnan(largest) else "infinities"
-            raise ModelError(f"The tensor {self.stored.name} of {self.stored.file} holds {kind}.", _AGAIN)
+            raise ModelError(f"The tensor {self.stored.name} of {self.stored.file} holds {kind}.", AGAIN)
         if largest > limit:
             raise ModelError(
                 f"The tensor {self.stored.name} of {self.stored.file} holds values beyond {limit:,.4g}, the "
@@ -104,12 +104,12 @@ class Checkpoint:
                 if tensor.name in self.stored:
                     other = self.stored[tensor.name].file
                     raise ModelError(
-                        f"The tensor {tensor.name} stands in both {other.name} and {shard}.", _AGAIN
+                        f"The tensor {tensor.name} stands in both {other.name} and {shard}.", AGAIN
                     )
                 self.stored[tensor.name] = tensor
         for name, shard in promised.items():
             if name and (name not in self.stored or self.stored[name].file != shard):
-                raise ModelError(f"{shard} lacks the tensor {name}, which the index places there.", _AGAIN)
+                raise ModelError(f"{shard} lacks the tensor {name}, which the index places there.", AGAIN)
 
     def scale_names(self, name: str) -> list[str]:
         """Names of the scale of the tensor `name`, of which at most one is there."""
@@ -125,7 +125,7 @@ class Checkpoint:
         if stored.dtype in _FLOATS:
             if scales:
                 raise ModelError(
-                    f"The tensor {name} of {stored.file} is {stored.dtype}, and yet has a scale.", _AGAIN
+                    f"The tensor {name} of {stored.file} is {stored.dtype}, and yet has a scale.", AGAIN
                 )
             return Weight(stored)
         if stored.dtype != _FP8:
@@ -136,7 +136,7 @@ class Checkpoint:
         if len(scales) != 1:
             raise ModelError(
                 f"The tensor {name} of {stored.file} is 8-bit and has {len(scales)} scales instead of one.",
-                _AGAIN,
+                AGAIN,
             )
         return Weight(stored, scales[0], self._block(stored, scales[0]))
 
@@ -145,7 +145,7 @@ class Checkpoint:
             raise ModelError(
                 f"The scale {scale.name} of {scale.file} is of type {scale.dtype}, for a tensor of shape "
                 f"{list(stored.shape)}, which m3 does not know.",
-                _AGAIN,
+                AGAIN,
             )
         if not scale.shape:
             return stored.shape[0], stored.shape[1]
@@ -159,7 +159,7 @@ class Checkpoint:
                 f"The scale {scale.name} of {scale.file} has the shape {list(scale.shape)}, which does not "
                 f"fit its tensor of {list(stored.shape)}"
                 + (f" in blocks of {list(self.scale_block)}." if self.scale_block else "."),
-                _AGAIN,
+                AGAIN,
             )
         return block
 
@@ -189,7 +189,7 @@ def _scale_block(path: Path) -> tuple[int, int] | None:
     if block is None:
         return None
     if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
-        raise ModelError(f"{path} sets quantization_config.weight_block_size to {block!r}.", _AGAIN)
+        raise ModelError(f"{path} sets quantization_config.weight_block_size to {block!r}.", AGAIN)
     return block[0], block[1]
 
 
@@ -205,10 +205,10 @@ def _weight_map(directory: Path) -> Mapping[str, Path]:
         )
     entries = read_json(index).get("weight_map")
     if not isinstance(entries, dict) or not entries:
-        raise ModelError(f"{index} holds no weight_map.", _AGAIN)
+        raise ModelError(f"{index} holds no weight_map.", AGAIN)
     for file in entries.values():
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".."):
-            raise ModelError(f"{index} names {file!r}, which is no file beside it.", _AGAIN)
+            raise ModelError(f"{index} names {file!r}, which is no file beside it.", AGAIN)
     missing = sorted({file for file in entries.values() if not _is_file(directory / file)})
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -251,4 +251,4 @@ def _open(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.", _AGAIN) from error
+        raise ModelError(f"{path} cannot be read: {error}.", AGAIN) from error

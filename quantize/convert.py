@@ -34,7 +34,7 @@ except ImportError as error:
         "Install what it needs with: pip install 'm3cli[quantize]'.",
     ) from error
 
-from quantize.checkpoint import Checkpoint, Weight
+from quantize.checkpoint import AGAIN, Checkpoint, Weight
 from quantize.events import Converted, ConvertEvent, ConvertRequest, OutputFile, OutType, Planned, Progress
 from quantize.hparams import ARCHITECTURE, HParams, read_hparams
 from quantize.metadata import add_hparams, add_metadata
@@ -61,7 +61,6 @@ _TYPES: dict[OutType, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
 _ALIGNMENT: int = gguf.GGUF_DEFAULT_ALIGNMENT  # bytes; of each tensor's data
 _PIECE_ELEMENTS = 8 << 20  # of a matrix, read and written at once: 32 MiB in f32
 _FORMAT = 1  # counts up whenever the same checkpoint would give other bytes
-_AGAIN = "Download the checkpoint again, or the files that differ from the published ones."
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +223,7 @@ def _match(
                 raise ModelError(
                     f"{stored.file} holds {name}, and the checkpoint also {there[short]}: both are the same "
                     "tensor of the model.",
-                    _AGAIN,
+                    AGAIN,
                 )
             there[short] = name
     wanted = mappings(hparams)
@@ -239,7 +238,7 @@ def _match(
     if missing:
         raise ModelError(
             f"The checkpoint lacks the tensor {missing[0]}" + _and_more(missing, "that its config asks for."),
-            _AGAIN,
+            AGAIN,
         )
     extra = sorted(set(there) - sources)
     if extra:
@@ -258,7 +257,7 @@ def _tensor(mapping: Mapping, checkpoint: Checkpoint, there: dict[str, str], out
             raise ModelError(
                 f"The tensor {weight.stored.name} of {weight.stored.file} has the shape "
                 f"{list(weight.stored.shape)}; by config.json it should be {list(mapping.shape)}.",
-                _AGAIN,
+                AGAIN,
             )
     kind = _TYPES[out_type if mapping.role == "matrix" else "f32"][0]
     block = _quant_size(kind)[0]

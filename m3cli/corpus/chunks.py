@@ -60,8 +60,12 @@ def chunk_document(document: Document, target_tokens: int = TARGET_TOKENS) -> li
 
 
 def _chunk(path: str, start: int, end: int, text: str) -> Chunk:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    return Chunk(path, start, end, text, digest)
+    return Chunk(path, start, end, text, text_digest(text))
+
+
+def text_digest(text: str) -> str:
+    """A chunk's digest: of its content, not of its place."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _best_cut(lines: list[str], following: str) -> int:

@@ -15,8 +15,8 @@ from m3cli.engine import events
 from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled, Stopped, Token
 from m3cli.engine.process import WorkerDiedError, WorkerProcess
 from m3cli.engine.workarounds import extra_buffers_crash, remember_extra_buffers_crash
-from m3cli.engine.worker import pack_ids, unpack_ids
 from m3cli.errors import ImpossibleError, UsageError
+from m3cli.model.tokens import pack_ids, unpack_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

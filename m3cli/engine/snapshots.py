@@ -18,15 +18,15 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import time
-from array import array
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
+
+from m3cli.model.tokens import pack_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -193,7 +193,7 @@ class SnapshotStore:
         only begin these are removed afterwards: the new one serves wherever they did. Raises
         SnapshotError when there is no room, or the disk refuses; nothing is left behind then.
         """
-        data = _little_endian(tokens)
+        data = pack_ids(tokens)
         name = _digest(data)
         directory = self.root / self._key / name
         if (entry := self._read(directory)) is not None:
@@ -385,13 +385,6 @@ def _file_digest(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _little_endian(tokens: Sequence[int]) -> bytes:
-    values = array("i", tokens)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -22,7 +22,6 @@ import signal
 import struct
 import sys
 import threading
-from array import array
 from dataclasses import asdict
 from itertools import chain
 from queue import SimpleQueue
@@ -30,9 +29,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from m3cli.engine.events import CacheConfig, EngineConfig, Event, Request, Sampling
 from m3cli.errors import M3Error
+from m3cli.model.tokens import pack_ids, unpack_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from m3cli.engine.llama import Model
     from m3cli.engine.session import Session
@@ -67,23 +67,6 @@ def read_frame(stream: BinaryIO) -> tuple[Message, bytes] | None:
     if len(body) < size + payload_size:
         return None
     return json.loads(body[:size]), body[size:]
-
-
-def pack_ids(ids: Iterable[int]) -> bytes:
-    """Token ids as little-endian int32."""
-    values = array("i", ids)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
-
-
-def unpack_ids(payload: bytes) -> array[int]:
-    """Inverse of `pack_ids`."""
-    values = array("i")
-    values.frombytes(payload)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
 
 
 class Worker:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import sys
 import time
-from array import array
 from typing import TYPE_CHECKING
+
+from m3cli.model.tokens import pack_ids, unpack_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -82,7 +82,7 @@ class CachingTokenizer:
                 rows = database.execute(f"SELECT key, ids, used FROM ids WHERE key IN ({marks})", some)
                 old = []
                 for key, data, used in rows:
-                    found[key] = _unpack(data)
+                    found[key] = unpack_ids(data).tolist()
                     if used != today:
                         old.append((today, key))
                 if old:
@@ -94,7 +94,7 @@ class CachingTokenizer:
 
     def _store(self, entries: Iterable[tuple[bytes, list[int]]]) -> None:
         today = int(time.time()) // _DAY
-        rows = [(key, _pack(ids), today) for key, ids in entries]
+        rows = [(key, pack_ids(ids), today) for key, ids in entries]
         database = self._open() if rows else None
         if database is None:
             return
@@ -138,21 +138,6 @@ class CachingTokenizer:
         if self._database is not None:
             self._database.close()
             self._database = None
-
-
-def _pack(ids: list[int]) -> bytes:
-    values = array("i", ids)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
-
-
-def _unpack(data: bytes) -> list[int]:
-    values = array("i")
-    values.frombytes(data)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tolist()
 
 
 def _in_parts(keys: list[bytes]) -> Iterator[list[bytes]]:

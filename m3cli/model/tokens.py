@@ -1,11 +1,13 @@
-"""The tokenizer contract, and the byte tokenizer that tests run on."""
+"""The tokenizer contract, the byte tokenizer that tests run on, and token ids as bytes."""
 
 from __future__ import annotations
 
+import sys
+from array import array
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 class Tokenizer(Protocol):
@@ -57,3 +59,20 @@ class ByteTokenizer:
     def encode_template(self, text: str) -> list[int]:
         """Same as `encode`: there are no special tokens."""
         return self.encode(text)
+
+
+def pack_ids(ids: Iterable[int]) -> bytes:
+    """Token ids as little-endian int32."""
+    values = array("i", ids)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+def unpack_ids(payload: bytes) -> array[int]:
+    """Inverse of `pack_ids`."""
+    values = array("i")
+    values.frombytes(payload)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from m3cli.corpus.chunks import text_digest
 from m3cli.prompt.secret_scan import scan
 
 if TYPE_CHECKING:
@@ -112,13 +112,9 @@ def redact(chunks: Sequence[Chunk], *, prefilter: bool = True) -> Redacted:
         for i, old in zip(indices, texts, strict=True):
             new = _replaced(old, start, named)
             if new != old:
-                redacted[i] = replace(chunks[i], text=new, digest=_digest(new))
+                redacted[i] = replace(chunks[i], text=new, digest=text_digest(new))
             start += len(old)
     return Redacted(tuple(redacted), tuple(findings))
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _runs(chunks: Sequence[Chunk]) -> Iterator[list[int]]:

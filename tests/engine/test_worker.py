@@ -5,7 +5,8 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3cli.engine.worker import pack_ids, read_frame, unpack_ids, write_frame
+from m3cli.engine.worker import read_frame, write_frame
+from m3cli.model.tokens import pack_ids, unpack_ids
 
 MESSAGES = st.dictionaries(st.text(), st.integers() | st.text() | st.booleans() | st.none())
 
