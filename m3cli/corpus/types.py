@@ -75,11 +75,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The decoded text of a source. Lines end at a line feed only, as in editors and git."""
+    """The decoded text of a source. Lines end at a line feed only, as in editors and git.
+
+    Where lines were left out of the text (`--compress`, `--strip-comments`), `numbers` has for each line
+    of it the line of the file that it is, counted from 1, or 0 for a line that only marks a gap. None
+    says that the text is all of the file's lines.
+    """
 
     path: str
     text: str
     encoding: str
+    numbers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class Chunk:
 
     Lines are counted from 1, both ends included. A line that is longer than a chunk may be is
     cut, and its parts all carry its number. `digest` is of the text, not of the position.
+    `numbers` are those of the document's lines that are in the chunk.
     """
 
     path: str
@@ -95,6 +102,7 @@ class Chunk:
     end_line: int
     text: str
     digest: str
+    numbers: tuple[int, ...] | None = None
 
 
 def skip_counts(skips: Sequence[Skip]) -> dict[str, int]:
