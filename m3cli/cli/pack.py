@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from m3cli.cli import options, values
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from m3cli.memo import Memo
     from m3cli.model.tokens import Tokenizer
     from m3cli.settings import Settings
 
@@ -88,6 +89,7 @@ def pack(
     html_text: options.HTMLText = None,
     notebook_outputs: options.NotebookOutputs = None,
     max_file_size: options.MaxFileSize = None,
+    cache: options.Cache = None,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -113,8 +115,8 @@ def pack(
         ref=ref,
         output=output,
     )
-    with _tokenizer(settings) as (tokenizer, name):
-        request = PackRequest(corpus, format.value, budget, query, tokenizer, name, redact)
+    with _tokenizer(settings) as (tokenizer, name, memo):
+        request = PackRequest(corpus, format.value, budget, query, tokenizer, name, redact, memo)
         result = run(request, stdin=values.read_stdin)
     data = result.text.encode("utf-8", "replace")
     if output is None or str(output) == "-":
@@ -126,13 +128,19 @@ def pack(
 
 
 @contextmanager
-def _tokenizer(settings: Settings) -> Iterator[tuple[Tokenizer | None, str]]:
-    """The tokenizer and name of the model that is set up; None without even the demo model."""
+def _tokenizer(settings: Settings) -> Iterator[tuple[Tokenizer | None, str, Memo | None]]:
+    """The tokenizer and name of the model that is set up, None without even the demo model; the memo."""
+    from m3cli.memo import Memo
     from m3cli.model.catalog import demo_model, resolve
+    from m3cli.settings import cache_dir
     from m3cli.tasks.model import open_model
 
-    if settings.model is None and demo_model() is None:
-        yield None, ""
-        return
-    with open_model(resolve(settings.model, settings.models)) as opened:
-        yield opened.tokenizer, "the demo model" if opened.ref.origin == "demo" else opened.ref.name
+    memo = Memo(cache_dir() / "memo.sqlite") if settings.cache else None
+    with ExitStack() as stack:
+        if memo is not None:
+            stack.callback(memo.close)
+        if settings.model is None and demo_model() is None:
+            yield None, "", memo
+            return
+        opened = stack.enter_context(open_model(resolve(settings.model, settings.models), memo))
+        yield opened.tokenizer, "the demo model" if opened.ref.origin == "demo" else opened.ref.name, memo

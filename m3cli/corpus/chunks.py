@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.types import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from m3cli.corpus.types import Document
 
@@ -18,87 +18,115 @@ TARGET_TOKENS = 512
 # the target is kept in bytes. (Tables of numbers take more tokens.)
 BYTES_PER_TOKEN = 4
 
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")
-_OPENS_BLOCK = re.compile(r"[\w@#/*\[<\"'(%$&\\-]")
+# A blank line, before one at the margin that opens something.
+_BREAK = re.compile(rb"\n[ \t\r]*\n(?=[\w@#/*\[<\"'(%$&\\\x80-\xff-])")
+
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+_LINE_END = re.compile(rb"\n")
+_INDENT = re.compile(rb"[ \t]*(?=\S)")
 
 
-def chunk_document(document: Document, target_tokens: int = TARGET_TOKENS) -> list[Chunk]:
+def chunk_document(
+    document: Document, target_tokens: int = TARGET_TOKENS, definitions: Mapping[int, int] | None = None
+) -> list[Chunk]:
     """Cut `document` into chunks of at most about `target_tokens` tokens.
 
-    The texts of the chunks joined are the document's text. A chunk ends before a top-level line
-    that follows a blank one where there is such a line in its second half, else at the shallowest
-    indentation there; a line that is longer than a chunk is cut, preferably at a space.
+    The texts of the chunks joined are the document's text. A chunk ends, in its second half, before the
+    outermost of the `definitions` (depth by line, counted from 1), else before a line at the margin that
+    follows a blank one, else at the shallowest indentation. A line that is longer than a chunk is cut,
+    preferably at a space.
     """
-    limit = target_tokens * BYTES_PER_TOKEN
-    chunks: list[Chunk] = []
-    lines: list[str] = []
-    sizes: list[int] = []
-    first = 1  # number of lines[0]
-    total = 0
-
-    def emit(count: int) -> None:
-        nonlocal first, total
-        chunks.append(_chunk(document.path, first, first + count - 1, "".join(lines[:count])))
-        first += count
-        total -= sum(sizes[:count])
-        del lines[:count], sizes[:count]
-
-    for line in _LINE.findall(document.text):
-        size = len(line.encode("utf-8", "surrogatepass"))
-        while lines and total + size > limit:
-            emit(_best_cut(lines, line))
-        if size > limit:
-            chunks.extend(_chunk(document.path, first, first, part) for part in _cut_line(line, limit))
-            first += 1
-        else:
-            lines.append(line)
-            sizes.append(size)
-            total += size
-    if lines:
-        emit(len(lines))
+    text = document.text
+    limit = max(4, target_tokens * BYTES_PER_TOKEN)
+    is_ascii = text.isascii()  # then characters are bytes
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) <= limit:
+        cuts = [len(data)] if data else []
+    else:
+        cuts = list(_cuts(data, limit, _starts(data, definitions) if definitions else {}))
+    chunks = []
+    start, line = 0, 1
+    for cut in cuts:
+        part = text[start:cut] if is_ascii else data[start:cut].decode("utf-8", "surrogatepass")
+        ended = data.count(b"\n", start, cut)
+        last = line + ended - (data[cut - 1] == 0x0A)
+        chunks.append(_chunk(document, part, line, last))
+        start, line = cut, line + ended
     return chunks
 
 
-def _chunk(path: str, start: int, end: int, text: str) -> Chunk:
-    return Chunk(path, start, end, text, text_digest(text))
+def _chunk(document: Document, text: str, first: int, last: int) -> Chunk:
+    if document.numbers is None:
+        return Chunk(document.path, first, last, text)
+    numbers = document.numbers[first - 1 : last]
+    known = [number for number in numbers if number] or [0]
+    return Chunk(document.path, known[0], known[-1], text, numbers)
 
 
-def text_digest(text: str) -> str:
-    """A chunk's digest: of its content, not of its place."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def _starts(data: bytes, definitions: Mapping[int, int]) -> dict[int, int]:
+    """The depth of each definition by the offset at which its line begins."""
+    starts = [0, *(match.end() for match in _LINE_END.finditer(data))]
+    return {starts[line - 1]: depth for line, depth in definitions.items() if line <= len(starts)}
 
 
-def _best_cut(lines: list[str], following: str) -> int:
-    """How many of `lines` the chunk takes, `following` being the line that no longer fits."""
-    half = max(1, len(lines) // 2)
-    candidates = range(half, len(lines) + 1)
-    starts = [*lines, following]
-    return max(candidates, key=lambda i: (_cut_quality(starts[i - 1], starts[i]), i))
-
-
-def _cut_quality(before: str, after: str) -> int:
-    """How natural a cut between two lines is; more is better."""
-    stripped = after.lstrip(" \t")
-    indent = len(after) - len(stripped)
-    blank_before = not before.strip()
-    if blank_before and indent == 0 and _OPENS_BLOCK.match(stripped):
-        return 1000
-    if not stripped.strip():
-        return 0
-    return (500 if blank_before else 100) - min(indent, 99)
-
-
-def _cut_line(line: str, limit: int) -> Iterator[str]:
-    """Parts of at most `limit` UTF-8 bytes, the text of which joined is `line`."""
-    step = max(1, limit // 4)  # a character is at most 4 bytes
+def _cuts(data: bytes, limit: int, definitions: Mapping[int, int]) -> Iterator[int]:
+    """The offsets at which chunks of `data` end."""
+    breaks = [match.end() for match in _BREAK.finditer(data)]
+    outer = sorted(definitions)
     start = 0
-    while start < len(line):
-        end = min(start + step, len(line))
-        # widen: most lines are ASCII, where a character is one byte
-        if line[start : start + limit].isascii():
-            end = min(start + limit, len(line))
-        if end < len(line):
-            space = line.rfind(" ", start + (end - start) // 2, end)
-            end = space + 1 if space >= 0 else end
-        yield line[start:end]
+    while len(data) - start > limit:
+        end = start + limit
+        last = data.rfind(b"\n", start, end) + 1  # where the last line that begins in reach begins
+        if last <= start:
+            # 1. a line that is longer than a chunk is cut by itself
+            line_end = data.find(b"\n", end) + 1 or len(data)
+            for start in _line_cuts(data, start, line_end, limit):
+                yield start
+            continue
+        half = start + limit // 2
+        # 2. before the outermost definition, the last of several
+        reach = outer[bisect_left(outer, half) : bisect_right(outer, end)]
+        if reach:
+            start = min(reversed(reach), key=definitions.__getitem__)
+        else:
+            # 3. before what stands at the margin after a blank line, else where a cut hurts least
+            at = bisect_right(breaks, end) - 1
+            start = breaks[at] if at >= 0 and breaks[at] >= half else _best_line(data, half, last)
+        yield start
+    if start < len(data):
+        yield len(data)
+
+
+def _best_line(data: bytes, half: int, last: int) -> int:
+    """Where the line begins, of those from `half` up to `last`, before which a cut hurts least."""
+    if _BLANK_LINE.search(data, max(half - 2, 0), last) is None:
+        # the last line at the margin, if there is one
+        start = last
+        while start >= half:
+            if data[start] not in b" \t\r\n":
+                return start
+            start = data.rfind(b"\n", 0, start - 1) + 1
+    starts = [match.end() for match in _LINE_END.finditer(data, max(half - 1, 0), last)]
+    return max(starts, key=lambda start: (_cut_quality(data, start), start), default=last)
+
+
+def _cut_quality(data: bytes, start: int) -> int:
+    """How natural a cut before the line that begins at `start` is; more is better."""
+    indent = _INDENT.match(data, start)
+    if indent is None:
+        return 0  # a blank line
+    before = data.rfind(b"\n", 0, start - 1) + 1
+    return (100 if data[before:start].strip() else 500) - min(indent.end() - start, 99)
+
+
+def _line_cuts(data: bytes, start: int, line_end: int, limit: int) -> Iterator[int]:
+    """Where the parts of a line end that is longer than a chunk, the last at the line's end."""
+    while line_end - start > limit:
+        end = start + limit
+        space = data.rfind(b" ", start + limit // 2, end)
+        end = space + 1 if space >= 0 else end
+        while end > start + 1 and data[end] & 0xC0 == 0x80:  # not within a character
+            end -= 1
+        yield end
         start = end
+    yield line_end

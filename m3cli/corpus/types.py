@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -101,8 +102,13 @@ class Chunk:
     start_line: int
     end_line: int
     text: str
-    digest: str
     numbers: tuple[int, ...] | None = None
+
+    @property
+    def digest(self) -> str:
+        """BLAKE2b of the text, 32 hexadecimal digits."""
+        data = self.text.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def skip_counts(skips: Sequence[Skip]) -> dict[str, int]:

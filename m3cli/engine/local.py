@@ -19,7 +19,7 @@ from m3cli.errors import ImpossibleError, UsageError
 from m3cli.model.tokens import pack_ids, unpack_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from m3cli.engine.events import CacheConfig, EngineConfig, Event, Request
@@ -229,7 +229,7 @@ class LocalTokenizer:
         """Ids of content: special token strings in it are plain text."""
         return self._tokenize([text], template=False)[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each text."""
         encoded: list[list[int]] = []
         batch: list[str] = []
@@ -241,6 +241,10 @@ class LocalTokenizer:
                 encoded += self._tokenize(batch, template=False)
                 batch, size = [], 0
         return encoded + self._tokenize(batch, template=False)
+
+    def count_batch(self, texts: Iterable[str]) -> list[int]:
+        """How many ids each text has."""
+        return list(map(len, self.encode_batch(texts)))
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of template text: special token strings in it become their ids."""

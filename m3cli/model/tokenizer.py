@@ -12,22 +12,32 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
 
 from m3cli.errors import ModelError
 from m3cli.model.pretokenizers import BOS_BY_DEFAULT, PATTERNS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from m3cli.model.header import Header
+
+_T = TypeVar("_T")
 
 # tokenizer.ggml.token_type; a vocabulary without types has normal tokens only.
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6
 _NAMED_SPECIALS = ("bos", "eos", "eot", "eom")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Below this, starting threads takes longer than the work.
-_PARALLEL_CHARACTERS = 200_000
+# What a thread encodes at a time: an interrupt waits for it, and Python's lock is taken once for it.
+_GROUP_CHARACTERS = 200_000
+# tiktoken's special token, of no model: it never comes out, and text that holds it is encoded apart. It
+# ends in nothing that it begins with, so two texts around it cannot make another one with it.
+_SEPARATOR = "\x00m3\x01"
 # tiktoken's regex engine gives up, with a panic, on a piece of about a million characters.
 _LONGEST_PART = 200_000
 # Where every pattern ends a piece, whatever stands around: text can be cut here without changing ids.
@@ -35,36 +45,31 @@ _EDGE = re.compile(r"(?<=[A-Za-z])(?=[ \n0-9])|(?<=[^\W_])(?=\n)")
 
 
 class BPETokenizer:
-    """Implements `m3cli.model.tokens.Tokenizer` for one vocabulary.
+    """Implements `m3cli.model.tokens.Tokenizer` for one vocabulary, which is built when first needed.
 
-    `special_tokens` maps the text of control and user-defined tokens to their ids; `eos_id` is the
-    id that ends a text, if the model names one.
+    `eos_id` is the id that ends a text, if the model names one.
     """
 
     def __init__(
         self,
         name: str,
-        vocabulary: Vocabulary,
+        vocabulary: Callable[[], Vocabulary],
         bos_id: int | None = None,
         eos_id: int | None = None,
     ) -> None:
-        import tiktoken
-
         self.name = name
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.special_tokens: Mapping[str, int] = vocabulary.specials
-        self._tokens = vocabulary.tokens
-        self._encoding = tiktoken.Encoding(
-            name, pat_str=vocabulary.pattern, mergeable_ranks=vocabulary.ranks, special_tokens={}
-        )
-        self._ids = vocabulary.ids
-        self._undone = vocabulary.undone
-        self._missing = vocabulary.missing_bytes
-        self._pattern = vocabulary.pattern
-        # The longest first, so that <|im_end|> wins over a token that begins like it.
-        longest_first = sorted(self.special_tokens, key=lambda text: (-len(text), text))
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._make_vocabulary = vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return self._make_vocabulary()
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The texts of control and user-defined tokens and their ids."""
+        return self._vocabulary.specials
 
     def encode(self, text: str) -> list[int]:
         """Ids of content: what looks like a special token in it is plain text.
@@ -72,32 +77,22 @@ class BPETokenizer:
         Characters that the vocabulary has no byte for are left out, as Hugging Face's tokenizers do,
         and lone surrogates become U+FFFD.
         """
-        if len(text) <= _LONGEST_PART:
-            return self._encode_part(text)
-        return [i for part in _cut(text) for i in self._encode_part(part)]
+        return self._vocabulary.ids_of(self._vocabulary.encode([text])[0])
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Same as `encode` for each text, on all cores when there is enough to do."""
-        from concurrent.futures import ThreadPoolExecutor
+        encoded = _in_parallel(lambda: self._vocabulary.encode, texts)
+        return list(map(self._vocabulary.ids_of, encoded)) if encoded else []
 
-        cores = os.cpu_count() or 1
-        if cores == 1 or sum(map(len, texts)) < _PARALLEL_CHARACTERS:
-            return [self.encode(text) for text in texts]
-        # Some groups per core even out their sizes; a task per text would cost more than short texts do.
-        size = len(texts) // (32 * cores) + 1
-        groups = [texts[i : i + size] for i in range(0, len(texts), size)]
-        pool = ThreadPoolExecutor(cores)
-        try:
-            encoded = pool.map(lambda group: list(map(self.encode, group)), groups)
-            return [ids for group in encoded for ids in group]
-        finally:
-            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what has not begun
+    def count_batch(self, texts: Iterable[str]) -> list[int]:
+        """How many ids each text has; `texts` are taken one by one while others are counted."""
+        return _in_parallel(lambda: self._vocabulary.count, texts)
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of template text: the strings of special tokens become their ids."""
         ids: list[int] = []
         position = 0
-        for match in self._special.finditer(text):
+        for match in self._vocabulary.special.finditer(text):
             ids += self.encode(text[position : match.start()])
             ids.append(self.special_tokens[match.group()])
             position = match.end()
@@ -112,45 +107,14 @@ class BPETokenizer:
 
         Raises ValueError for an id that the vocabulary does not have.
         """
-        if not 0 <= token_id < len(self._tokens):
+        tokens = self._vocabulary.tokens
+        if not 0 <= token_id < len(tokens):
             raise ValueError(f"{self.name} has no token {token_id}.")
-        text = self._tokens[token_id]
+        text = tokens[token_id]
         if text in self.special_tokens:
             return text.encode("utf-8")
         decoded = _decode(text)
         return text.encode("utf-8") if decoded is None else decoded
-
-    def _encode_part(self, text: str) -> list[int]:
-        if self._missing or not text.isascii():
-            try:
-                data = text.encode("utf-8")
-            except UnicodeEncodeError:
-                text = _SURROGATE.sub("\ufffd", text)
-                data = text.encode("utf-8")
-            if self._missing and len(data.translate(None, self._missing)) != len(data):
-                return self._to_ids(self._encode_holed(text))
-        return self._to_ids(self._encoding.encode_ordinary(text))
-
-    def _encode_holed(self, text: str) -> list[int]:
-        """Encode piece by piece, leaving out the bytes that the vocabulary lacks.
-
-        They have to go after the split and before the merges, where tiktoken cannot be reached; so
-        the pieces are cut here. Rare: such bytes are control characters and unused planes.
-        """
-        import regex
-
-        ranks: list[int] = []
-        for match in regex.finditer(self._pattern, text, regex.V1):
-            piece = match.group().encode("utf-8").translate(None, self._missing)
-            if piece:
-                ranks += self._encoding._encode_single_piece(piece)
-        return ranks
-
-    def _to_ids(self, ranks: list[int]) -> list[int]:
-        ids = self._ids
-        if self._undone and not self._undone.keys().isdisjoint(ranks):
-            return [i for rank in ranks for i in self._undone.get(rank, (ids[rank],))]
-        return [ids[rank] for rank in ranks]
 
 
 class Vocabulary:
@@ -165,6 +129,9 @@ class Vocabulary:
     def __init__(
         self, tokens: list[str], types: Sequence[float], merges: str, named: set[int], pattern: str
     ) -> None:
+        import numpy as np
+        import tiktoken
+
         merged = dict.fromkeys(merges.replace(" ", "").split("\n"))
         self.tokens = tokens
         self.pattern = pattern
@@ -177,20 +144,105 @@ class Vocabulary:
                     self.specials[text] = i
             elif kind in (_NORMAL, _BYTE):
                 content[text] = i
-        self.ids = [content.get(letter, -1) for letter in _LETTERS]
-        self.missing_bytes = bytes(b for b in _UTF_8_BYTES if self.ids[b] < 0)
-        self.ranks = {bytes([b]): b for b in range(256)}
+        ids = [content.get(letter, -1) for letter in _LETTERS]
+        self.missing_bytes = bytes(b for b in _UTF_8_BYTES if ids[b] < 0)
+        ranks = {bytes([b]): b for b in range(256)}
         unusable: dict[int, str] = {}
         for text in merged:
             data = _decode(text)
             if data is None or len(data) < 2:
                 continue
-            rank = len(self.ids)
-            self.ranks[data] = rank
-            self.ids.append(content.get(text, -1))
+            rank = len(ids)
+            ranks[data] = rank
+            ids.append(content.get(text, -1))
             if text not in content:
                 unusable[rank] = text
+        self.ids: NDArray[np.int32] = np.asarray(ids, np.int32)
         self.undone = _undo(unusable, merges, content) if unusable else {}
+        self._separator = len(ids)
+        self._encoding = tiktoken.Encoding(
+            "m3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={_SEPARATOR: self._separator}
+        )
+        # The longest first, so that <|im_end|> wins over a token that begins like it.
+        longest_first = sorted(self.specials, key=lambda text: (-len(text), text))
+        self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Ranks of each text.
+
+        All are encoded in one call, with tiktoken's special token between them, at which it cuts: a
+        call for each would cost as much again in waiting for Python's lock, with several threads.
+        """
+        import numpy as np
+
+        parts: list[str] = []
+        counts: list[int] = []
+        odd: dict[int, list[int]] = {}
+        for number, text in enumerate(texts):
+            plain = self._plain(text)
+            if plain is None:
+                odd[number] = self._encode_odd(text)
+                counts.append(0)
+            else:
+                before = len(parts)
+                parts.extend(_cut(plain) if len(plain) > _LONGEST_PART else (plain,))
+                counts.append(len(parts) - before)
+        encode = self._encoding._core_bpe.encode_to_tiktoken_buffer
+        joined = np.frombuffer(encode(_SEPARATOR.join(parts), {_SEPARATOR}), np.uint32)
+        pieces = iter(_split(joined, self._separator) if parts else ())
+        ranks = []
+        for number, count in enumerate(counts):
+            found = [next(pieces) for _ in range(count)]
+            if number in odd:
+                ranks.append(np.asarray(odd[number], np.uint32))
+            else:
+                ranks.append(found[0] if count == 1 else np.concatenate(found))
+        return ranks
+
+    def ids_of(self, ranks: NDArray[np.uint32]) -> list[int]:
+        """The ids that `ranks` stand for."""
+        if not self._holds_undone(ranks):
+            ids: list[int] = self.ids[ranks].tolist()
+            return ids
+        return [i for rank in ranks.tolist() for i in self.undone.get(rank, (int(self.ids[rank]),))]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text has."""
+        return [
+            len(self.ids_of(ranks)) if self._holds_undone(ranks) else len(ranks)
+            for ranks in self.encode(texts)
+        ]
+
+    def _holds_undone(self, ranks: NDArray[np.uint32]) -> bool:
+        return bool(self.undone) and not self.undone.keys().isdisjoint(ranks.tolist())
+
+    def _plain(self, text: str) -> str | None:
+        """`text` without lone surrogates; None if it cannot be encoded together with others."""
+        if text.isascii() and not self.missing_bytes:
+            return text if _SEPARATOR not in text else None
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError:
+            text = _SURROGATE.sub("\ufffd", text)
+            data = text.encode("utf-8")
+        holed = self.missing_bytes and len(data.translate(None, self.missing_bytes)) != len(data)
+        return None if holed or _SEPARATOR in text else text
+
+    def _encode_odd(self, text: str) -> list[int]:
+        """Encode piece by piece, leaving out the bytes that the vocabulary lacks.
+
+        They have to go after the split and before the merges, where tiktoken cannot be reached; so
+        the pieces are cut here. Rare: such bytes are control characters and unused planes.
+        """
+        import regex
+
+        ranks: list[int] = []
+        for part in _cut(_SURROGATE.sub("\ufffd", text)):
+            for match in regex.finditer(self.pattern, part, regex.V1):
+                piece = match.group().encode("utf-8").translate(None, self.missing_bytes)
+                if piece:
+                    ranks += self._encoding._encode_single_piece(piece)
+        return ranks
 
 
 def load_tokenizer(header: Header) -> BPETokenizer | None:
@@ -215,19 +267,67 @@ def load_tokenizer(header: Header) -> BPETokenizer | None:
         )
     named = {name: header.get_int(f"tokenizer.ggml.{name}_token_id") for name in _NAMED_SPECIALS}
     known = {name: i for name, i in named.items() if i is not None and 0 <= i < len(tokens)}
-    vocabulary = Vocabulary(
-        [token.decode("utf-8", "replace") for token in tokens],
-        types,
-        b"\n".join(merges).decode("utf-8", "replace"),
-        set(known.values()),
-        PATTERNS[pre],
-    )
+    pattern = PATTERNS[pre]
+
+    def vocabulary() -> Vocabulary:
+        return Vocabulary(
+            [token.decode("utf-8", "replace") for token in tokens],
+            types,
+            b"\n".join(merges).decode("utf-8", "replace"),
+            set(known.values()),
+            pattern,
+        )
+
     adds_bos = header.get_bool("tokenizer.ggml.add_bos_token")
     wants_bos = pre in BOS_BY_DEFAULT if adds_bos is None else adds_bos
     digest = hashlib.sha256(b"\0".join((*tokens, *merges, repr(types).encode()))).hexdigest()
     return BPETokenizer(
         f"{pre}:{digest[:16]}", vocabulary, known.get("bos") if wants_bos else None, known.get("eos")
     )
+
+
+def _split(ranks: NDArray[np.uint32], separator: int) -> Iterator[NDArray[np.uint32]]:
+    """The runs of `ranks` between separators."""
+    start = 0
+    for end in (*(ranks == separator).nonzero()[0].tolist(), len(ranks)):
+        yield ranks[start:end]
+        start = end + 1
+
+
+def _in_parallel(make_work: Callable[[], Callable[[list[str]], list[_T]]], texts: Iterable[str]) -> list[_T]:
+    """Work done on groups of `texts`, with threads if there is more than one group; in order.
+
+    What does the work is made in this thread, and only if there is any.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    groups = _groups(texts)
+    first = next(groups, None)
+    if first is None:
+        return []
+    work = make_work()
+    second = next(groups, None)
+    if second is None:
+        return work(first)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        running = [pool.submit(work, group) for group in chain((first, second), groups)]
+        return [result for future in running for result in future.result()]
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what has not begun
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= _GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _cut(text: str) -> Iterator[str]:

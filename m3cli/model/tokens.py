@@ -7,7 +7,7 @@ from array import array
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 
 class Tokenizer(Protocol):
@@ -33,8 +33,12 @@ class Tokenizer(Protocol):
         """Ids of content: special token strings in it are plain text."""
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Same as `encode` for each text, in parallel where that pays."""
+        ...
+
+    def count_batch(self, texts: Iterable[str]) -> list[int]:
+        """How many ids `encode_batch` gives for each text."""
         ...
 
     def encode_template(self, text: str) -> list[int]:
@@ -52,9 +56,13 @@ class ByteTokenizer:
         """Ids of the UTF-8 bytes of `text`."""
         return list(text.encode("utf-8", "surrogatepass"))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each text."""
         return [self.encode(text) for text in texts]
+
+    def count_batch(self, texts: Iterable[str]) -> list[int]:
+        """Bytes of each text."""
+        return [len(self.encode(text)) for text in texts]
 
     def encode_template(self, text: str) -> list[int]:
         """Same as `encode`: there are no special tokens."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from m3cli.prompt.layout import Layout, Span
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_CONTROLS = bytes(byte for byte in range(0x20) if byte not in b"\t\n\r")
 _BACKTICKS = re.compile("`{3,}")
 
 
@@ -46,7 +47,10 @@ class XmlLayout:
         return "]]></document>\n"
 
     def _verbatim(self, text: str) -> str:
-        return _NOT_XML.sub("\ufffd", text).replace("]]>", "]]]]><![CDATA[>")
+        # (nearly all texts are plain ASCII, and translation sees that faster than a pattern)
+        if not text.isascii() or len(text.encode().translate(None, _CONTROLS)) != len(text):
+            text = _NOT_XML.sub("\ufffd", text)
+        return text.replace("]]>", "]]]]><![CDATA[>")
 
 
 class MarkdownLayout:

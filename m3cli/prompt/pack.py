@@ -13,11 +13,11 @@ from m3cli.prompt.layout import Layout, PromptLayout, Span
 from m3cli.prompt.tree import compact_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from m3cli.corpus.types import Chunk
 
-    CountBatch = Callable[[Sequence[str]], list[int]]
+    CountBatch = Callable[[Iterable[str]], list[int]]
 
 Strategy = Literal["auto", "whole", "select"]
 
@@ -50,7 +50,7 @@ class Pack:
 
 
 def pack_chunks(
-    chunks: Sequence[Chunk],
+    chunks: Iterable[Chunk],
     count: CountBatch,
     *,
     budget: int | None = None,
@@ -59,6 +59,8 @@ def pack_chunks(
     layout: Layout | None = None,
 ) -> Pack:
     """Pack `chunks` (in corpus order) into at most `budget` tokens as `count` counts them.
+
+    `count` is given an iterable, so that it can count some texts while others are still being read.
 
     Whole, if the corpus fits; else, or with `select`, the chunks that match `question` best, in
     corpus order under a compact tree of all files. Without a question the beginnings of all files
@@ -82,15 +84,22 @@ def pack_chunks(
 class _Packer:
     """The chunks of one corpus with their token counts."""
 
-    def __init__(self, chunks: Sequence[Chunk], count: CountBatch, layout: Layout) -> None:
-        self.chunks = chunks
+    def __init__(self, chunks: Iterable[Chunk], count: CountBatch, layout: Layout) -> None:
+        self.chunks: list[Chunk] = []
+        self.bodies: list[str] = []
+        self.chunks_of: dict[str, int] = {}
         self.count = count
         self.layout = layout
-        self.bodies = [layout.body(chunk) for chunk in chunks]
-        self.body_tokens = count(self.bodies)
-        self.chunks_of: dict[str, int] = {}
-        for chunk in chunks:
-            self.chunks_of[chunk.path] = self.chunks_of.get(chunk.path, 0) + 1
+
+        def bodies() -> Iterator[str]:
+            for chunk in chunks:
+                self.chunks.append(chunk)
+                self.chunks_of[chunk.path] = self.chunks_of.get(chunk.path, 0) + 1
+                body = layout.body(chunk)
+                self.bodies.append(body)
+                yield body
+
+        self.body_tokens = count(bodies())
 
     @cached_property
     def whole(self) -> Pack:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from m3cli.corpus.chunks import text_digest
-from m3cli.prompt.secret_scan import scan
+from m3cli.prompt.secret_scan import SCAN_VERSION, scan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from m3cli.corpus.types import Chunk
+    from m3cli.memo import Memo
     from m3cli.prompt.secret_scan import Hit
 
 _PRIVATE_KEY = "Private Key"
@@ -52,20 +54,6 @@ class Finding:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class Redacted:
-    """Chunks without their secrets, and what was taken out, in order."""
-
-    chunks: tuple[Chunk, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many secrets of each kind, the most frequent first."""
-        counts = Counter(finding.kind for finding in self.findings)
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
 class _Span(NamedTuple):
     """A piece of a text that has to go, in characters."""
 
@@ -74,62 +62,112 @@ class _Span(NamedTuple):
     kind: str
 
 
-def redact(chunks: Sequence[Chunk], *, prefilter: bool = True) -> Redacted:
-    """`chunks` with every secret that detect-secrets knows replaced by a placeholder.
-
-    Paths, line numbers and the number of lines stay; the digest follows the text. Give all chunks of a
-    document, in order: a private key that is cut into two chunks is found by its first line.
+class Redactor:
+    """Replaces every secret that detect-secrets knows by a placeholder; `findings` says what was taken out.
 
     A placeholder is `[REDACTED:kind:number]`. Numbers count the different secrets of a kind in the order
     in which they appear, so the same secret has the same number all over the pack, the same chunks
     give the same text, and nothing about the secret can be worked out from it. (A digest would stay
     the same between packs, but a short password could be found by trying.)
 
+    `memo` keeps which documents hold no secret, by a digest of their text; of secrets it keeps nothing.
     `prefilter` off takes the slow way to the same result; it is there to be measured and tested.
     """
-    numbers: dict[tuple[str, str], int] = {}
-    numbered: Counter[str] = Counter()
 
-    def placeholder(kind: str, secret: str) -> str:
-        if (kind, secret) not in numbers:
-            numbered[kind] += 1
-            numbers[kind, secret] = numbered[kind]
-        return f"[REDACTED:{kind}:{numbers[kind, secret]}]"
+    def __init__(self, memo: Memo | None = None, *, prefilter: bool = True) -> None:
+        self.findings: list[Finding] = []
+        self._memo = memo
+        self._prefilter = prefilter
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._numbered: Counter[str] = Counter()
 
-    redacted = list(chunks)
-    findings: list[Finding] = []
-    for indices in _runs(chunks):
-        texts = [chunks[i].text for i in indices]
-        text = "".join(texts)
-        path, first = chunks[indices[0]].path, chunks[indices[0]].start_line
-        hits = scan(path, text, prefilter=prefilter)
-        if not hits:
-            continue
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many secrets of each kind, the most frequent first."""
+        counts = Counter(finding.kind for finding in self.findings)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def redact(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """`chunks` without their secrets, each document as soon as all of it was seen.
+
+        Paths, line numbers and the number of lines stay. Give all chunks of a document, in order: a
+        private key that is cut into two chunks is found by its first line.
+        """
+        clean: list[tuple[bytes, bytes]] = []
+        for run in _runs(chunks):
+            text = "".join([chunk.text for chunk in run]) if len(run) > 1 else run[0].text
+            key = _memo_key(run[0].path, text) if self._memo is not None else b""
+            if self._memo is not None and self._memo.get([key]):
+                yield from run
+                continue
+            hits = scan(run[0].path, text, prefilter=self._prefilter)
+            if hits:
+                yield from self._replaced(run, text, hits)
+            else:
+                clean.append((key, b""))
+                yield from run
+        if self._memo is not None:
+            self._memo.put(clean)
+
+    def _replaced(self, run: Sequence[Chunk], text: str, hits: Iterable[Hit]) -> Iterator[Chunk]:
         spans = list(_merged(_spans(text, hits)))
-        named = [(span, placeholder(span.kind, text[span.start : span.end])) for span in spans]
-        findings += [Finding(path, first + text.count("\n", 0, span.start), span.kind) for span in spans]
+        named = [(span, self._placeholder(span.kind, text[span.start : span.end])) for span in spans]
+        lines = _line_numbers(run)
+        self.findings += [
+            Finding(run[0].path, lines[text.count("\n", 0, span.start)], span.kind) for span in spans
+        ]
         start = 0
-        for i, old in zip(indices, texts, strict=True):
-            new = _replaced(old, start, named)
-            if new != old:
-                redacted[i] = replace(chunks[i], text=new, digest=text_digest(new))
-            start += len(old)
-    return Redacted(tuple(redacted), tuple(findings))
+        for chunk in run:
+            yield replace(chunk, text=_without(chunk.text, start, named))
+            start += len(chunk.text)
+
+    def _placeholder(self, kind: str, secret: str) -> str:
+        if (kind, secret) not in self._numbers:
+            self._numbered[kind] += 1
+            self._numbers[kind, secret] = self._numbered[kind]
+        return f"[REDACTED:{kind}:{self._numbers[kind, secret]}]"
 
 
-def _runs(chunks: Sequence[Chunk]) -> Iterator[list[int]]:
-    """The indices of chunks that follow one another in a document, each run on its own."""
-    run: list[int] = []
-    for i, chunk in enumerate(chunks):
+def _memo_key(path: str, text: str) -> bytes:
+    """What a verdict depends on: the detectors, the file's name, and its text."""
+    data = f"secrets\0{_versions()}\0{path}\0{text}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+@lru_cache(maxsize=1)
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return f"{SCAN_VERSION} {version('detect-secrets')}"
+
+
+def _runs(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+    """Chunks that follow one another in a document, each run on its own."""
+    run: list[Chunk] = []
+    for chunk in chunks:
         if run:
-            last = chunks[run[-1]]
-            follows = last.end_line + 1 if last.text.endswith("\n") else last.end_line
-            if chunk.path != last.path or chunk.start_line != follows:
+            last = run[-1]
+            follows = last.numbers is not None or chunk.start_line == (
+                last.end_line + 1 if last.text.endswith("\n") else last.end_line
+            )
+            if chunk.path != last.path or not follows:
                 yield run
                 run = []
-        run.append(i)
+        run.append(chunk)
     if run:
         yield run
+
+
+def _line_numbers(run: Sequence[Chunk]) -> list[int]:
+    """The line of the file that each line of a run of chunks is."""
+    numbers: list[int] = []
+    for chunk in run:
+        cut = bool(numbers) and numbers[-1] == chunk.start_line  # a long line goes on here
+        if chunk.numbers is not None:
+            numbers += chunk.numbers[cut:]
+        else:
+            numbers += range(chunk.start_line + cut, chunk.end_line + 1)
+    return numbers
 
 
 def _spans(text: str, hits: Iterable[Hit]) -> Iterator[_Span]:
@@ -219,7 +257,7 @@ def _merged(spans: Iterable[_Span]) -> Iterator[_Span]:
     yield from merged
 
 
-def _replaced(text: str, offset: int, named: Sequence[tuple[_Span, str]]) -> str:
+def _without(text: str, offset: int, named: Sequence[tuple[_Span, str]]) -> str:
     """`text`, which stands at `offset`, with the spans replaced; their line feeds stay.
 
     A span that began in an earlier chunk leaves nothing but its line feeds here.

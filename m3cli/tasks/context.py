@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from m3cli.corpus.corpus import read_corpus
 from m3cli.engine.events import CacheConfig, EngineConfig
+from m3cli.memo import Memo
 from m3cli.model.digest import model_digest
 from m3cli.plan.planner import plan_window
 from m3cli.prompt.chat import Message
@@ -112,7 +113,8 @@ class Context:
 
     def __init__(self, request: ContextRequest, stdin: Callable[[], bytes]) -> None:
         self.request = request
-        self.model = open_model(request.model, request.caching.directory if request.caching else None)
+        memo = Memo(request.caching.directory / "memo.sqlite") if request.caching else None
+        self.model = open_model(request.model, memo)
         try:
             self._window = plan_window(self.model.shape.context_length, request.ctx, request.max_tokens)
             self.corpus = read_corpus(request.corpus, stdin)
@@ -142,15 +144,11 @@ class Context:
 
         Raises DoesNotFitError, with the numbers, when it does not fit as `strategy` asks.
         """
-
-        def count(texts: Sequence[str]) -> list[int]:
-            return [len(ids) for ids in self.model.tokenizer.encode_batch(texts)]
-
         window = self._window
         bare = len(self.prompt((), question, history).tokens)
         pack = pack_chunks(
             self.corpus.chunks,
-            count,
+            self.model.tokenizer.count_batch,
             budget=window.room(bare),
             strategy=strategy or self.request.strategy,
             question=question,

@@ -15,8 +15,7 @@ from m3cli.prompt.chat import PLAIN_TEMPLATE, ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
-
+    from m3cli.memo import Memo
     from m3cli.model.catalog import ModelRef
     from m3cli.model.header import Header
     from m3cli.model.tokens import Tokenizer
@@ -48,8 +47,8 @@ class OpenModel:
             self.tokenizer.close()
 
 
-def open_model(ref: ModelRef, cache_dir: Path | None = None) -> OpenModel:
-    """Read the header of `ref` and what prompting needs from it; token ids are kept in `cache_dir`.
+def open_model(ref: ModelRef, memo: Memo | None = None) -> OpenModel:
+    """Read the header of `ref` and what prompting needs from it; token ids are kept in `memo`.
 
     Raises ModelError, naming file and place, for a file that is no complete GGUF model, and for one
     that llama.cpp cannot run as it was made.
@@ -59,8 +58,8 @@ def open_model(ref: ModelRef, cache_dir: Path | None = None) -> OpenModel:
     if problem := preflight.problem(header, shape):
         raise problem
     tokenizer: Tokenizer = load_tokenizer(header) or LocalTokenizer(str(ref.path))
-    if cache_dir is not None:
-        tokenizer = CachingTokenizer(tokenizer, cache_dir / "tokens.sqlite")
+    if memo is not None:
+        tokenizer = CachingTokenizer(tokenizer, memo)
     source = header.get_str("tokenizer.chat_template")
     notes = []
     if source is None:

@@ -10,10 +10,12 @@ from m3cli.prompt.export import FORMATS
 from m3cli.prompt.pack import Pack, pack_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from m3cli.corpus.types import Chunk
+    from m3cli.memo import Memo
     from m3cli.model.tokens import Tokenizer
+    from m3cli.prompt.secrets import Redactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class PackRequest:
     """What to pack and how. `tokenizer` None estimates tokens at 4 bytes each.
 
     `counted_by` names the model that `tokenizer` belongs to. With `redact`, secrets are replaced: a pack
-    leaves the machine.
+    leaves the machine. `memo` remembers what was found to hold none.
     """
 
     corpus: CorpusRequest
@@ -31,6 +33,7 @@ class PackRequest:
     tokenizer: Tokenizer | None = None
     counted_by: str = ""
     redact: bool = True
+    memo: Memo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +58,23 @@ def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
     tokenizer = request.tokenizer
     corpus = read_corpus(request.corpus, stdin)
 
-    def count(texts: Sequence[str]) -> list[int]:
-        if tokenizer is None:
-            return [-(-len(text.encode("utf-8", "surrogatepass")) // 4) for text in texts]
-        return [len(ids) for ids in tokenizer.encode_batch(texts)]
-
-    chunks: Sequence[Chunk] = corpus.chunks
-    redacted: Mapping[str, int] = {}
+    chunks: Iterable[Chunk] = corpus.chunks
+    redactor: Redactor | None = None
     if request.redact:
-        from m3cli.prompt.secrets import redact  # compiles many patterns
+        from m3cli.prompt.secrets import Redactor  # compiles many patterns
 
-        result = redact(chunks)
-        chunks, redacted = result.chunks, result.counts
+        redactor = Redactor(request.memo)
+        chunks = redactor.redact(chunks)
     packed = pack_chunks(
-        chunks, count, budget=request.budget, question=request.query, layout=FORMATS[request.format]
+        chunks,
+        tokenizer.count_batch if tokenizer is not None else _estimate,
+        budget=request.budget,
+        question=request.query,
+        layout=FORMATS[request.format],
     )
+    redacted = redactor.counts if redactor is not None else {}
     return PackResult("".join(packed.parts), corpus, packed, counted_by=request.counted_by, redacted=redacted)
+
+
+def _estimate(texts: Iterable[str]) -> list[int]:
+    return [-(-len(text.encode("utf-8", "surrogatepass")) // 4) for text in texts]

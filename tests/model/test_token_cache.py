@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3cli.model import token_cache
+from m3cli import memo
+from m3cli.memo import Memo
 from m3cli.model.token_cache import CachingTokenizer
 from m3cli.model.tokens import ByteTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
 LONG = "a text that is long enough to be kept, line after line\n" * 8
@@ -27,9 +28,15 @@ class Counting(ByteTokenizer):
         self.encoded = 0
         self.closed = False
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        texts = list(texts)
         self.encoded += len(texts)
         return super().encode_batch(texts)
+
+    def count_batch(self, texts: Iterable[str]) -> list[int]:
+        texts = list(texts)
+        self.encoded += len(texts)
+        return super().count_batch(texts)
 
     def close(self) -> None:
         self.closed = True
@@ -37,7 +44,7 @@ class Counting(ByteTokenizer):
 
 def cached(path: Path, name: str = "bytes") -> tuple[CachingTokenizer, Counting]:
     inner = Counting(name)
-    return CachingTokenizer(inner, path), inner
+    return CachingTokenizer(inner, Memo(path)), inner
 
 
 def test_what_was_encoded_is_not_encoded_again(tmp_path: Path) -> None:
@@ -66,6 +73,36 @@ def test_ids_are_those_of_the_tokenizer(texts: list[str]) -> None:
         for _ in range(2):
             assert tokenizer.encode_batch(texts) == ByteTokenizer().encode_batch(texts)
         tokenizer.close()
+
+
+@settings(max_examples=30)
+@given(st.lists(st.text(max_size=300), max_size=80), st.data())
+def test_counts_are_those_of_the_tokenizer(texts: list[str], data: st.DataObject) -> None:
+    """However the texts fall into groups, and after an edit of one of them."""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer, _ = cached(Path(directory) / "tokens.sqlite")
+        for _ in range(2):
+            assert tokenizer.count_batch(iter(texts)) == ByteTokenizer().count_batch(texts)
+        if texts:
+            texts[data.draw(st.integers(0, len(texts) - 1))] = data.draw(st.text())
+        assert tokenizer.count_batch(texts) == ByteTokenizer().count_batch(texts)
+        tokenizer.close()
+
+
+def test_an_edit_is_counted_anew_with_its_neighbours_only(tmp_path: Path) -> None:
+    """A second process counts the group of the changed text, and no other."""
+    texts = [f"{LONG}{number}" for number in range(2000)]
+    first, _ = cached(tmp_path / "tokens.sqlite")
+    first.count_batch(texts)
+    first.close()
+    texts[1000:1000] = ["new", LONG]
+    second, inner = cached(tmp_path / "tokens.sqlite")
+    assert second.count_batch(texts) == ByteTokenizer().count_batch(texts)
+    assert 2 <= inner.encoded <= 300
+    second.close()
 
 
 def test_vocabularies_are_kept_apart(tmp_path: Path) -> None:
@@ -98,7 +135,7 @@ def test_a_damaged_row_is_no_answer(tmp_path: Path) -> None:
     first.encode(LONG)
     first.close()
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE ids SET ids = substr(ids, 2)")
+        database.execute("UPDATE memo SET value = substr(value, 2)")
     database.close()
     second, inner = cached(path)
     assert second.encode(LONG) == ByteTokenizer().encode(LONG)
@@ -116,7 +153,7 @@ def test_a_place_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
 
 def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond its limit, half of it goes, what was used longest ago first."""
-    monkeypatch.setattr(token_cache, "_LARGEST", 200_000)
+    monkeypatch.setattr(memo, "_LARGEST", 200_000)
     path = tmp_path / "tokens.sqlite"
     tokenizer, inner = cached(path)
     for number in range(400):

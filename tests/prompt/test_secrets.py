@@ -9,6 +9,7 @@ import re
 import string
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,12 +24,14 @@ from m3cli.corpus.chunks import chunk_document
 from m3cli.corpus.types import Document
 from m3cli.prompt import secret_scan
 from m3cli.prompt.secret_scan import scan
-from m3cli.prompt.secrets import redact
+from m3cli.prompt.secrets import Redactor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from m3cli.prompt.secrets import Redacted
+    from m3cli.corpus.types import Chunk
+    from m3cli.prompt.secrets import Finding
 
 # Secrets are made here, so that this file holds none.
 _RANDOM = random.Random(3)
@@ -126,6 +129,19 @@ PATHS = ["a.py", "a.txt", "a.go", "a.c", "a.cpp", "a.yaml", "a.ini", "a.properti
 
 def kinds(path: str, text: str, *, prefilter: bool = True) -> set[str]:
     return {hit.kind for hit in scan(path, text, prefilter=prefilter)}
+
+
+@dataclass(frozen=True)
+class Redacted:
+    chunks: tuple[Chunk, ...]
+    findings: tuple[Finding, ...]
+    counts: dict[str, int]
+
+
+def redact(chunks: Iterable[Chunk], *, prefilter: bool = True) -> Redacted:
+    redactor = Redactor(prefilter=prefilter)
+    redacted = tuple(redactor.redact(chunks))
+    return Redacted(redacted, tuple(redactor.findings), redactor.counts)
 
 
 def redact_text(path: str, text: str, tokens: int = 512) -> Redacted:

@@ -10,14 +10,14 @@ from m3cli.corpus.types import Chunk
 from m3cli.tasks.citations import check_citations
 
 CHUNKS = [
-    Chunk("m3cli/errors.py", 1, 60, "", "a"),
-    Chunk("m3cli/errors.py", 61, 94, "", "b"),
-    Chunk("src/app.py", 10, 20, "", "c"),
-    Chunk("src/app.py", 40, 50, "", "d"),
-    Chunk("lib/app.py", 1, 9, "", "e"),
-    Chunk("docs/my notes.md", 1, 5, "", "f"),
-    Chunk("Makefile", 1, 30, "", "g"),
-    Chunk("文書/メモ.txt", 1, 3, "", "h"),
+    Chunk("m3cli/errors.py", 1, 60, ""),
+    Chunk("m3cli/errors.py", 61, 94, ""),
+    Chunk("src/app.py", 10, 20, ""),
+    Chunk("src/app.py", 40, 50, ""),
+    Chunk("lib/app.py", 1, 9, ""),
+    Chunk("docs/my notes.md", 1, 5, ""),
+    Chunk("Makefile", 1, 30, ""),
+    Chunk("文書/メモ.txt", 1, 3, ""),
 ]
 
 
