@@ -88,4 +88,4 @@ def path(debug: options.Debug = False) -> None:  # noqa: ARG001 - read from sys.
     from m3cli.report.output import write_stdout
     from m3cli.settings import cache_dir
 
-    write_stdout(f"{cache_dir()}\n".encode("utf-8", "surrogateescape"))
+    write_stdout([f"{cache_dir()}\n".encode("utf-8", "surrogateescape")])

@@ -118,7 +118,7 @@ def pack(
     with _tokenizer(settings) as (tokenizer, name, memo):
         request = PackRequest(corpus, format.value, budget, query, tokenizer, name, redact, memo)
         result = run(request, stdin=values.read_stdin)
-    data = result.text.encode("utf-8", "replace")
+    data = (part.encode("utf-8", "replace") for part in result.pack.parts)
     if output is None or str(output) == "-":
         write_stdout(data)
     else:

@@ -79,4 +79,4 @@ def convert(
     elif done is None:
         values.stdout_console().print(plan_table(conversion.planned))
     else:
-        write_stdout(f"{done.files[0]}\n".encode("utf-8", "surrogateescape"))
+        write_stdout([f"{done.files[0]}\n".encode("utf-8", "surrogateescape")])

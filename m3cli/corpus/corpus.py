@@ -22,7 +22,7 @@ from m3cli.errors import CorpusError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from m3cli.corpus.types import Chunk, Document, Source
+    from m3cli.corpus.types import Chunk, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,13 @@ class CorpusRequest:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents in `order` with their chunks, and every path that was seen and left out."""
+    """The chunks of all documents in `order`, and every path that was seen and left out.
 
-    documents: tuple[Document, ...]
+    `paths` are those of the documents. Their texts are in the chunks alone, so that a large corpus is in
+    memory once.
+    """
+
+    paths: tuple[str, ...]
     chunks: tuple[Chunk, ...]
     skips: tuple[Skip, ...]
     notes: tuple[str, ...]
@@ -76,16 +80,22 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     )
     wanted = [source for source in collected.sources if not _is_file(source, request.output)]
     sources, too_large = _within_limits(wanted, request.limits)
-    found, unread = read_documents(with_data(sources), request.limits, request.extract)
+    unread: list[Skip] = []
+    chunks: dict[str, list[Chunk]] = {}
+    for result in read_documents(with_data(sources), request.limits, request.extract):
+        if isinstance(result, Skip):
+            unread.append(result)
+        else:
+            chunks[result.path] = chunk_document(result)
     skips = (*collected.skips, *too_large, *unread)
-    documents, order, notes = _ordered(found, sources, request.order)
-    if not documents:
+    paths, order, notes = _ordered(list(chunks), sources, request.order)
+    if not paths:
         raise CorpusError(
             f"There is no text to read in {_named((*request.paths, *request.listed))}{_why(skips)}.",
             _remedy(skips),
         )
-    chunks = tuple(chunk for document in documents for chunk in chunk_document(document))
-    return Corpus(tuple(documents), chunks, skips, (*collected.notes, *notes), order)
+    in_order = tuple(chunk for path in paths for chunk in chunks[path])
+    return Corpus(tuple(paths), in_order, skips, (*collected.notes, *notes), order)
 
 
 def _is_file(source: Source, file: Path | None) -> bool:
@@ -111,29 +121,29 @@ def _within_limits(sources: Iterable[Source], limits: DocumentLimits) -> tuple[l
 
 
 def _ordered(
-    documents: list[Document], sources: Iterable[Source], wanted: Literal["auto"] | Order
-) -> tuple[list[Document], Order, list[str]]:
-    """`documents`, which come in path order, in the order that is `wanted`, its name, and notes."""
+    paths: list[str], sources: Iterable[Source], wanted: Literal["auto"] | Order
+) -> tuple[list[str], Order, list[str]]:
+    """`paths`, which come in path order, in the order that is `wanted`, its name, and notes."""
     by_path = {source.path: source for source in sources}
-    read = [by_path[document.path] for document in documents]
+    read = [by_path[path] for path in paths]
     if wanted == "given":
-        return [documents[i] for i in by_argument([source.argument for source in read])], "given", []
-    if wanted == "path" or (wanted == "auto" and len(documents) < 2):
-        return documents, "path", []
+        return [paths[i] for i in by_argument([source.argument for source in read])], "given", []
+    if wanted == "path" or (wanted == "auto" and len(paths) < 2):
+        return paths, "path", []
     standings = Standings()
     try:
         known = standings.of(read)
     except GitError as error:
-        return documents, "path", [f"The files stand in path order, not by churn: {printable(str(error))}."]
+        return paths, "path", [f"The files stand in path order, not by churn: {printable(str(error))}."]
     notes = [printable(note) for note in standings.notes]
     outside = sum(standing.state is State.OUTSIDE for standing in known)
     if outside and wanted == "auto":
-        return documents, "path", []
+        return paths, "path", []
     if outside:
-        notes.append(f"{outside} of {len(documents)} files are in no git work tree; their churn is unknown.")
+        notes.append(f"{outside} of {len(paths)} files are in no git work tree; their churn is unknown.")
     if not any(standing.state is State.COMMITTED or standing.touches for standing in known):
-        return documents, "path", notes  # nothing is known of any of them
-    return [documents[i] for i in by_churn(known)], "churn", notes
+        return paths, "path", notes  # nothing is known of any of them
+    return [paths[i] for i in by_churn(known)], "churn", notes
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from m3cli.corpus.types import Document, Skip, SkipReason
 from m3cli.errors import CorpusError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from m3cli.corpus.types import Source
 
@@ -80,17 +80,10 @@ class DocumentLimits:
 
 def read_documents(
     sources: Iterable[Source], limits: DocumentLimits, options: ExtractOptions = _AS_USUAL
-) -> tuple[list[Document], list[Skip]]:
+) -> Iterator[Document | Skip]:
     """Read every source, in order; see `read_document`."""
-    documents: list[Document] = []
-    skips: list[Skip] = []
     for source in sources:
-        result = read_document(source, limits, options)
-        if isinstance(result, Document):
-            documents.append(result)
-        else:
-            skips.append(result)
-    return documents, skips
+        yield read_document(source, limits, options)
 
 
 def read_document(

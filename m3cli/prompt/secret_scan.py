@@ -169,7 +169,10 @@ _ASSIGNMENT_REACH = 256
 _QUOTED = re.compile(rb"['\"]([0-9a-fA-F]{9,}|[A-Za-z0-9+/\\_=-]{23,})(?=['\"])")
 # They are found like runs: by translation to q (a quote), x (of the string) and blanks.
 _QUOTED_HEX, _QUOTED_BASE64 = (
-    (bytes(ord("q" if i in b"'\"" else "x" if i in letters else " ") for i in range(256)), b"q" + b"x" * count)
+    (
+        bytes(ord("q" if i in b"'\"" else "x" if i in letters else " ") for i in range(256)),
+        b"q" + b"x" * count,
+    )
     for letters, count in (
         (b"0123456789abcdefABCDEF", 9),
         (b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/\\_=-", 23),

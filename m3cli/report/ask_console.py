@@ -92,7 +92,7 @@ class AskConsole:
     def _packed(self, event: Packed) -> None:
         pack, corpus = event.pack, event.corpus
         skipped = f" (skipped: {skip_summary(corpus.skips)})" if corpus.skips else ""
-        self.note(f"read {amount(len(corpus.documents), 'file')}{skipped}")
+        self.note(f"read {amount(len(corpus.paths), 'file')}{skipped}")
         if pack.strategy == "whole":
             self.note(f"context: all of it, {event.prompt_tokens:,} tokens")
         else:

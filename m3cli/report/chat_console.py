@@ -81,11 +81,11 @@ class ChatConsole:
             self._files(chat)
         elif name == "/reload":
             chat.reload()
-            self.note(f"read {amount(len(chat.context.corpus.documents), 'file')}")
+            self.note(f"read {amount(len(chat.context.corpus.paths), 'file')}")
         elif name == "/save":
             if not argument.strip():
                 raise UsageError("/save needs the name of a file.", "Write /save conversation.md.")
-            write_file(Path(argument.strip()).expanduser(), chat.transcript().encode("utf-8", "replace"))
+            write_file(Path(argument.strip()).expanduser(), [chat.transcript().encode("utf-8", "replace")])
             self.note(f"wrote {amount(len(chat.turns), 'question')} to {argument.strip()}")
         elif name == "/help":
             self._stderr.print(fact_table(HELP.items()))
@@ -101,8 +101,8 @@ class ChatConsole:
             for chunk, count in zip(pack.chunks, pack.chunk_tokens, strict=True):
                 tokens[chunk.path] = tokens.get(chunk.path, 0) + count
         rows = [
-            (document.path, f"{tokens[document.path]:,} tokens" if document.path in tokens else "-")
-            for document in chat.context.corpus.documents
+            (path, f"{tokens[path]:,} tokens" if path in tokens else "-")
+            for path in chat.context.corpus.paths
         ]
         self._stderr.print(fact_table((printable(path), count) for path, count in rows))
 

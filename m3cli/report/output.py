@@ -7,15 +7,19 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m3cli.errors import MachineError, OutputClosedError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-def write_stdout(data: bytes) -> None:
+
+def write_stdout(parts: Iterable[bytes]) -> None:
     """Write bytes to standard output, whatever its encoding. Raises OutputClosedError."""
     try:
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.writelines(parts)
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
         raise OutputClosedError("Standard output is closed.") from error
@@ -23,11 +27,11 @@ def write_stdout(data: bytes) -> None:
 
 def write_json(value: object) -> None:
     """Write one JSON document in UTF-8 with a final newline; half surrogate pairs become `?`."""
-    write_stdout((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "replace"))
+    write_stdout([(json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "replace")])
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replace the content of `path` in one step: a full disk or a kill leaves the old file whole.
+def write_file(path: Path, parts: Iterable[bytes]) -> None:
+    """Replace the content of `path` by `parts` in one step: a full disk or a kill leaves the old file whole.
 
     Links are followed, modes stay, and what is no regular file (a pipe, /dev/null) is written into.
     Raises MachineError, naming the file.
@@ -36,12 +40,13 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         target = path.resolve()
         if target.exists() and not target.is_file():
-            target.write_bytes(data)
+            with target.open("wb") as file:
+                file.writelines(parts)
             return
         mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask()
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
         Path(temporary).chmod(mode)
         Path(temporary).replace(target)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links

@@ -15,6 +15,7 @@ from m3cli.prompt.chat import PLAIN_TEMPLATE, ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
     from m3cli.memo import Memo
     from m3cli.model.catalog import ModelRef
     from m3cli.model.header import Header

@@ -38,16 +38,20 @@ class PackRequest:
 
 @dataclass(frozen=True, slots=True)
 class PackResult:
-    """The text, and what went into it; `counted_by` is empty where tokens were estimated.
+    """What was packed; `counted_by` is empty where tokens were estimated.
 
     `redacted` counts the secrets that were replaced, by kind.
     """
 
-    text: str
     corpus: Corpus
     pack: Pack
     counted_by: str
     redacted: Mapping[str, int]
+
+    @property
+    def text(self) -> str:
+        """The packed text."""
+        return "".join(self.pack.parts)
 
 
 def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
@@ -73,7 +77,7 @@ def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
         layout=FORMATS[request.format],
     )
     redacted = redactor.counts if redactor is not None else {}
-    return PackResult("".join(packed.parts), corpus, packed, counted_by=request.counted_by, redacted=redacted)
+    return PackResult(corpus, packed, counted_by=request.counted_by, redacted=redacted)
 
 
 def _estimate(texts: Iterable[str]) -> list[int]:

@@ -108,7 +108,7 @@ def replay(
         chunks: dict[str, list[Chunk]] = {}
         for chunk in corpus.chunks:
             chunks.setdefault(chunk.path, []).append(chunk)
-        documents = {document.path: prompts.write(chunks[document.path]) for document in corpus.documents}
+        documents = {path: prompts.write(chunks[path]) for path in corpus.paths}
         touches = read_history(top, commit).touches
         changed = {path for path in documents if documents_before.get(path) is not documents[path]}
         for name, weigh in orders.items():

@@ -33,9 +33,14 @@ def read(cwd: Path, *paths: str, **request: object) -> Corpus:
 
 
 def paths_of(corpus: Corpus) -> list[str]:
-    paths = [document.path for document in corpus.documents]
-    assert list(dict.fromkeys(chunk.path for chunk in corpus.chunks)) == paths
-    return paths
+    assert list(dict.fromkeys(chunk.path for chunk in corpus.chunks)) == list(corpus.paths)
+    return list(corpus.paths)
+
+
+def texts_of(corpus: Corpus) -> dict[str, str]:
+    return {
+        path: "".join(chunk.text for chunk in corpus.chunks if chunk.path == path) for path in corpus.paths
+    }
 
 
 def skips_of(corpus: Corpus) -> dict[str, tuple[SkipReason, str]]:
@@ -247,7 +252,7 @@ def test_head_reads_as_a_clean_work_tree(
     request = CorpusRequest(tuple(paths), options, limits, order=order)  # type: ignore[arg-type]
     on_disk = read_corpus(request, lambda: b"", hostile / place)
     at_head = read_corpus(replace(request, ref="HEAD"), lambda: b"", hostile / place)
-    assert at_head.documents == on_disk.documents
+    assert at_head.paths == on_disk.paths
     assert (at_head.chunks, at_head.order, at_head.notes) == (on_disk.chunks, on_disk.order, on_disk.notes)
     reasons = {skip.path: skip.reason for skip in at_head.skips}
     assert reasons == {skip.path: skip.reason for skip in on_disk.skips if skip.path != ".git/"}
@@ -278,7 +283,7 @@ def test_ignore_files_mean_the_same_at_a_commit(files: dict[str, str]) -> None:
             except CorpusError as error:
                 return error.message.replace("1 hidden", "").replace("2 hidden", "")[:30]
             skips = {skip for skip in corpus.skips if not skip.path.startswith(".git")}
-            return corpus.documents, skips
+            return texts_of(corpus), skips
 
         assert outcome("HEAD") == outcome(None)
 
@@ -295,7 +300,7 @@ def test_a_commit_is_read_without_touching_the_work_tree(repository: Path) -> No
 
     before = state()
     corpus = read(repository, ref="HEAD~1", order="auto")
-    assert {document.path: document.text for document in corpus.documents} == {
+    assert texts_of(corpus) == {
         "a": "2",
         "b": "2",
         "d/c": "1",
@@ -311,9 +316,9 @@ def test_a_path_that_a_link_leads_to_is_read_at_a_commit(repository: Path) -> No
     (repository / "today").symlink_to("d")
     (repository / "file").symlink_to("d/c")
     corpus = read(repository, "today", "file", ref="HEAD", order="given")
-    assert [(document.path, document.text) for document in corpus.documents] == [("file", "2")]
+    assert texts_of(corpus) == {"file": "2"}
     corpus = read(repository, "today", ref="HEAD~3")
-    assert [(document.path, document.text) for document in corpus.documents] == [("c", "1")]
+    assert texts_of(corpus) == {"c": "1"}
 
 
 def test_lists_standard_input_and_output_at_a_commit(repository: Path) -> None:

@@ -284,7 +284,9 @@ def test_files_that_changed_since_the_walk(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret\n")
     (tmp_path / "link").symlink_to("secret")
     sources = [Source(name, file=tmp_path / name) for name in ("fifo", "link", "lost", "secret")]
-    documents, skips = read_documents(sources, DocumentLimits())
+    results = list(read_documents(sources, DocumentLimits()))
+    documents = [result for result in results if isinstance(result, Document)]
+    skips = [result for result in results if isinstance(result, Skip)]
     assert [document.path for document in documents] == ["secret"]
     assert [(skip.path, skip.reason) for skip in skips] == [
         ("fifo", SkipReason.SPECIAL),

@@ -19,7 +19,7 @@ def test_a_file_keeps_its_mode_and_its_links(tmp_path: Path) -> None:
     target.write_text("old")
     target.chmod(0o600)
     link.symlink_to(target)
-    write_file(link, b"new")
+    write_file(link, [b"new"])
     assert target.read_bytes() == b"new"
     assert target.stat().st_mode & 0o777 == 0o600
     assert link.is_symlink()
@@ -33,7 +33,7 @@ def test_a_pipe_is_written_into_and_not_replaced(tmp_path: Path) -> None:
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()))
     reader.start()
-    write_file(fifo, b"data")
+    write_file(fifo, [b"data"])
     reader.join(30)
     assert got == [b"data"]
     assert fifo.is_fifo()
@@ -44,7 +44,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     """The error names the file, and nothing is left behind."""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(MachineError, match="cannot be written"):
-        write_file(tmp_path / name, b"data")
+        write_file(tmp_path / name, [b"data"])
     assert [p.name for p in tmp_path.iterdir()] == ["loop"]
 
 
@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(MachineError, match="No space left"):
-        write_file(old, b"new")
+        write_file(old, [b"new"])
     assert old.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
