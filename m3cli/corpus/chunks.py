@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.types import Chunk
@@ -18,10 +19,8 @@ TARGET_TOKENS = 512
 # the target is kept in bytes. (Tables of numbers take more tokens.)
 BYTES_PER_TOKEN = 4
 
-# A blank line, before one at the margin that opens something.
-_BREAK = re.compile(rb"\n[ \t\r]*\n(?=[\w@#/*\[<\"'(%$&\\\x80-\xff-])")
-
-_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+# A blank line, and in front of what it stands: what opens a block at the margin, or an indentation.
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n(?=([\w@#/*\[<\"'(%$&\\\x80-\xff-])|([ \t]*)\S)")
 _LINE_END = re.compile(rb"\n")
 _INDENT = re.compile(rb"[ \t]*(?=\S)")
 
@@ -71,7 +70,7 @@ def _starts(data: bytes, definitions: Mapping[int, int]) -> dict[int, int]:
 
 def _cuts(data: bytes, limit: int, definitions: Mapping[int, int]) -> Iterator[int]:
     """The offsets at which chunks of `data` end."""
-    breaks = [match.end() for match in _BREAK.finditer(data)]
+    paragraphs = [(match.end(), 0 if match[1] else 1 + len(match[2])) for match in _BLANK_LINE.finditer(data)]
     outer = sorted(definitions)
     start = 0
     while len(data) - start > limit:
@@ -80,8 +79,8 @@ def _cuts(data: bytes, limit: int, definitions: Mapping[int, int]) -> Iterator[i
         if last <= start:
             # 1. a line that is longer than a chunk is cut by itself
             line_end = data.find(b"\n", end) + 1 or len(data)
-            for start in _line_cuts(data, start, line_end, limit):
-                yield start
+            yield from _line_cuts(data, start, line_end, limit)
+            start = line_end
             continue
         half = start + limit // 2
         # 2. before the outermost definition, the last of several
@@ -89,34 +88,27 @@ def _cuts(data: bytes, limit: int, definitions: Mapping[int, int]) -> Iterator[i
         if reach:
             start = min(reversed(reach), key=definitions.__getitem__)
         else:
-            # 3. before what stands at the margin after a blank line, else where a cut hurts least
-            at = bisect_right(breaks, end) - 1
-            start = breaks[at] if at >= 0 and breaks[at] >= half else _best_line(data, half, last)
+            # 3. after a blank line, else where a cut hurts least
+            after = paragraphs[bisect_left(paragraphs, (half, 0)) : bisect_left(paragraphs, (end + 1, 0))]
+            start = min(reversed(after), key=itemgetter(1))[0] if after else _best_line(data, half, last)
         yield start
     if start < len(data):
         yield len(data)
 
 
 def _best_line(data: bytes, half: int, last: int) -> int:
-    """Where the line begins, of those from `half` up to `last`, before which a cut hurts least."""
-    if _BLANK_LINE.search(data, max(half - 2, 0), last) is None:
-        # the last line at the margin, if there is one
-        start = last
-        while start >= half:
-            if data[start] not in b" \t\r\n":
-                return start
-            start = data.rfind(b"\n", 0, start - 1) + 1
-    starts = [match.end() for match in _LINE_END.finditer(data, max(half - 1, 0), last)]
-    return max(starts, key=lambda start: (_cut_quality(data, start), start), default=last)
-
-
-def _cut_quality(data: bytes, start: int) -> int:
-    """How natural a cut before the line that begins at `start` is; more is better."""
-    indent = _INDENT.match(data, start)
-    if indent is None:
-        return 0  # a blank line
-    before = data.rfind(b"\n", 0, start - 1) + 1
-    return (100 if data[before:start].strip() else 500) - min(indent.end() - start, 99)
+    """Where the least indented line begins, of those from `half` up to `last`, the last of several."""
+    start = last
+    while start >= half:
+        if data[start] not in b" \t\r\n":
+            return start
+        start = data.rfind(b"\n", 0, start - 1) + 1
+    indents = [
+        (len(indent[0]), -start)
+        for start in (match.end() for match in _LINE_END.finditer(data, max(half - 1, 0), last))
+        if (indent := _INDENT.match(data, start)) is not None
+    ]
+    return -min(indents)[1] if indents else last
 
 
 def _line_cuts(data: bytes, start: int, line_end: int, limit: int) -> Iterator[int]:

@@ -78,7 +78,8 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     collected = collect(
         request.paths, request.walk, listed=request.listed, stdin=stdin, cwd=here, ref=request.ref
     )
-    wanted = [source for source in collected.sources if not _is_file(source, request.output)]
+    output = request.output.resolve() if request.output is not None else None
+    wanted = [source for source in collected.sources if not _is_file(source, output)]
     sources, too_large = _within_limits(wanted, request.limits)
     unread: list[Skip] = []
     chunks: dict[str, list[Chunk]] = {}
@@ -98,12 +99,16 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     return Corpus(tuple(paths), in_order, skips, (*collected.notes, *notes), order)
 
 
-def _is_file(source: Source, file: Path | None) -> bool:
-    if file is None:
+def _is_file(source: Source, output: Path | None) -> bool:
+    """Whether `output`, which is without links, is what the source would be read from."""
+    if output is None:
         return False
     if source.blob is not None:
-        return Path(os.fsdecode(source.blob.top), os.fsdecode(source.blob.path)) == file.resolve()
-    return source.file is not None and source.file.resolve() == file.resolve()
+        return Path(os.fsdecode(source.blob.top), os.fsdecode(source.blob.path)) == output
+    # A walk follows no links; what the user named may be one.
+    if source.file is None or (source.file.name != output.name and not source.explicit):
+        return False
+    return source.file.resolve() == output
 
 
 def _within_limits(sources: Iterable[Source], limits: DocumentLimits) -> tuple[list[Source], list[Skip]]:

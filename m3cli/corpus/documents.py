@@ -6,11 +6,11 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.decoding import decode
 from m3cli.corpus.extract import ExtractOptions, document_kind, extract, notebook_text
+from m3cli.corpus.names import suffix_of
 from m3cli.corpus.types import Document, Skip, SkipReason
 from m3cli.errors import CorpusError
 
@@ -96,7 +96,7 @@ def read_document(
     files and generated or minified files do not touch what the user named.
     Raises CorpusError when such a source cannot be read.
     """
-    if not source.explicit and PurePosixPath(source.path).name.lower() in _LOCK_FILES:
+    if not source.explicit and source.path.rpartition("/")[2].lower() in _LOCK_FILES:
         return Skip(source.path, SkipReason.LOCK_FILE)
     if not source.explicit and (kind := _generated_by_name(source.path)):
         return Skip(source.path, SkipReason.GENERATED, kind)
@@ -149,7 +149,9 @@ def _read(source: Source, limit: int | None, options: ExtractOptions) -> bytes |
                 if first is SkipReason.BINARY and not document_kind(source.path, head, options):
                     return Skip(source.path, first, kind)
                 file.seek(0)
-            data = file.read() if limit is None else file.read(limit + 1)
+            data = file.read(status.st_size + 1)
+            if len(data) > status.st_size:  # it grows
+                data += file.read() if limit is None else file.read(limit + 1 - len(data))
     except (OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) else None
         return _unreadable(source, SkipReason.UNREADABLE, words or str(error), error)
@@ -171,7 +173,7 @@ def _too_large(source: Source, size: int, limit: int) -> Skip:
 
 
 def _generated_by_name(path: str) -> str:
-    name = PurePosixPath(path).name
+    name = path.rpartition("/")[2]
     if _MINIFIED_NAME.fullmatch(name):
         return "minified, by its name"
     return "source map" if _SOURCE_MAP_NAME.fullmatch(name) else ""
@@ -179,7 +181,7 @@ def _generated_by_name(path: str) -> str:
 
 def _generated_by_text(path: str, text: str) -> str:
     """Tell what shows that a program wrote this text; empty if nothing does."""
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = suffix_of(path)
     if suffix == ".map" and '"mappings"' in text and _SOURCE_MAP_TEXT.match(text):
         return "source map"
     # Only a comment that begins with the marker speaks of its own file; one that mentions the

@@ -17,10 +17,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from m3cli.corpus import formats
+from m3cli.corpus.names import suffix_of
 from m3cli.corpus.types import SkipReason
 
 _EXTRA = "pip install 'm3cli[docs]'"
@@ -51,7 +52,7 @@ class ExtractOptions:
 
 def document_kind(path: str, head: bytes, options: ExtractOptions) -> str:
     """Name the kind of document that a file is by its name and first 1,024 bytes; empty if none."""
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = suffix_of(path)
     if not suffix:  # as standard input is
         return "pdf" if head.startswith(b"%PDF-") else ""
     if suffix in _HTML:
@@ -105,7 +106,7 @@ def notebook_text(path: str, text: str, options: ExtractOptions) -> str:
 
     A text that is no notebook comes back as it is: one that holds a merge conflict, for instance.
     """
-    if PurePosixPath(path).suffix.lower() != ".ipynb":
+    if suffix_of(path) != ".ipynb":
         return text
     try:
         return _notebook_cells(json.loads(text), options.outputs) or text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -70,7 +71,8 @@ class Redactor:
     give the same text, and nothing about the secret can be worked out from it. (A digest would stay
     the same between packs, but a short password could be found by trying.)
 
-    `memo` keeps which documents hold no secret, by a digest of their text; of secrets it keeps nothing.
+    `memo` keeps where in a document secrets stand, by a digest of its text; of the secrets themselves
+    nothing.
     `prefilter` off takes the slow way to the same result; it is there to be measured and tested.
     """
 
@@ -93,24 +95,22 @@ class Redactor:
         Paths, line numbers and the number of lines stay. Give all chunks of a document, in order: a
         private key that is cut into two chunks is found by its first line.
         """
-        clean: list[tuple[bytes, bytes]] = []
+        new: list[tuple[bytes, bytes]] = []
         for run in _runs(chunks):
+            path = run[0].path
             text = "".join([chunk.text for chunk in run]) if len(run) > 1 else run[0].text
-            key = _memo_key(run[0].path, text) if self._memo is not None else b""
-            if self._memo is not None and self._memo.get([key]):
-                yield from run
-                continue
-            hits = scan(run[0].path, text, prefilter=self._prefilter)
-            if hits:
-                yield from self._replaced(run, text, hits)
-            else:
-                clean.append((key, b""))
-                yield from run
+            key = _memo_key(path, text) if self._memo is not None else b""
+            spans = (
+                _known_spans(self._memo.get([key]).get(key), len(text)) if self._memo is not None else None
+            )
+            if spans is None:
+                spans = list(_merged(_spans(text, scan(path, text, prefilter=self._prefilter))))
+                new.append((key, json.dumps(spans).encode()))
+            yield from self._replaced(run, text, spans) if spans else run
         if self._memo is not None:
-            self._memo.put(clean)
+            self._memo.put(new)
 
-    def _replaced(self, run: Sequence[Chunk], text: str, hits: Iterable[Hit]) -> Iterator[Chunk]:
-        spans = list(_merged(_spans(text, hits)))
+    def _replaced(self, run: Sequence[Chunk], text: str, spans: Sequence[_Span]) -> Iterator[Chunk]:
         named = [(span, self._placeholder(span.kind, text[span.start : span.end])) for span in spans]
         lines = _line_numbers(run)
         self.findings += [
@@ -132,6 +132,16 @@ def _memo_key(path: str, text: str) -> bytes:
     """What a verdict depends on: the detectors, the file's name, and its text."""
     data = f"secrets\0{_versions()}\0{path}\0{text}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _known_spans(value: bytes | None, length: int) -> list[_Span] | None:
+    """What was remembered; None if nothing was, or it is damaged."""
+    try:
+        spans = [_Span(int(start), int(end), str(kind)) for start, end, kind in json.loads(value or b"")]
+    except (TypeError, ValueError):
+        return None
+    edges = [edge for span in spans for edge in span[:2]]
+    return spans if edges == sorted(edges) and all(0 <= edge <= length for edge in edges) else None
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import re
+import sqlite3
 import string
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from hypothesis import strategies as st
 
 from m3cli.corpus.chunks import chunk_document
 from m3cli.corpus.types import Document
-from m3cli.prompt import secret_scan
+from m3cli.memo import Memo
+from m3cli.prompt import secret_scan, secrets
 from m3cli.prompt.secret_scan import scan
 from m3cli.prompt.secrets import Redactor
 
@@ -431,3 +433,33 @@ def test_detect_secrets_is_loaded_only_when_it_is_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_what_was_found_is_remembered_without_the_secrets(tmp_path: Path) -> None:
+    """A second run scans nothing and gives the same; the file holds no secret, and damage costs only time."""
+    secret = "ghp_" + some(WORD, 36)
+    chunks = [
+        *chunk_document(Document("a.py", f"token = '{secret}'\nx = 1\n", "utf-8")),
+        *chunk_document(Document("b.py", "y = 2\n", "utf-8")),
+    ]
+    path = tmp_path / "memo.sqlite"
+
+    def run() -> tuple[list[Chunk], list[Finding]]:
+        memo = Memo(path)
+        redactor = Redactor(memo)
+        redacted = list(redactor.redact(chunks))
+        memo.close()
+        return redacted, redactor.findings
+
+    first = run()
+    assert first[1]
+    assert secret not in str(first[0])
+    assert secret.encode() not in path.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(secrets, "scan", lambda *_, **__: pytest.fail("scanned again"))
+        assert run() == first
+    for value in (b"", b"[[5, 900, 1]]", b"[[9, 2, 1]]", b"[1]", b"{}x"):
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE memo SET value = ?", (value,))
+        database.close()
+        assert run() == first
