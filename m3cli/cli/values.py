@@ -62,7 +62,7 @@ def corpus_request(
     no_ignore: bool,
     order: Literal["auto", "churn", "path", "given"] = "path",
     ref: str | None = None,
-    output: Path | None = None,
+    outputs: tuple[Path, ...] = (),
 ) -> CorpusRequest:
     """What to read. Raises UsageError if nothing is named or the path list cannot be read."""
     from m3cli.corpus.corpus import CorpusRequest
@@ -99,7 +99,7 @@ def corpus_request(
         ),
         limits=DocumentLimits(max_bytes=settings.max_file_size, explicit_max_bytes=given_limit),
         extract=ExtractOptions(html=settings.html_text, outputs=settings.notebook_outputs),
-        output=output,
+        outputs=outputs,
         ref=ref,
         order=order,
     )

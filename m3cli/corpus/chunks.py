@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from m3cli.corpus.types import Chunk
+from m3cli.corpus.types import Chunk, Document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from m3cli.corpus.types import Document
+    from collections.abc import Iterable, Iterator, Mapping
 
 TARGET_TOKENS = 512
 # UTF-8 bytes that a token of source code or prose takes, about: the corpus knows nothing of models, so
@@ -52,6 +51,20 @@ def chunk_document(
         chunks.append(_chunk(document, part, line, last))
         start, line = cut, line + ended
     return chunks
+
+
+def refine(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """All chunks of a corpus, cut anew so that they end between definitions.
+
+    That takes parsing, so it is done only where the edges of chunks are seen. The joined texts stay.
+    """
+    from m3cli.corpus.syntax import definition_lines
+
+    for path, group in groupby(chunks, key=lambda chunk: chunk.path):
+        old = list(group)
+        text = "".join(chunk.text for chunk in old)
+        definitions = definition_lines(path, text) if len(old) > 1 and old[0].numbers is None else None
+        yield from chunk_document(Document(path, text, ""), definitions=definitions) if definitions else old
 
 
 def _chunk(document: Document, text: str, first: int, last: int) -> Chunk:

@@ -20,7 +20,7 @@ from m3cli.corpus.worktree import GitError
 from m3cli.errors import CorpusError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from m3cli.corpus.types import Chunk, Source
 
@@ -30,8 +30,8 @@ class CorpusRequest:
     """What to read: paths as the user typed them, and the rules for directories among them.
 
     `listed` paths come from a list that a program wrote, such as `git ls-files`: what is missing
-    among them, or a link out of the current directory, is left out with a reason. `output` is a file
-    that is about to be written from this corpus, and so is never part of it.
+    among them, or a link out of the current directory, is left out with a reason. `outputs` are
+    files that are about to be written from this corpus, and so are never part of it.
 
     `ref` names a commit, at which everything but standard input is read instead of on the disk.
     `order` is explained in `m3cli.corpus.order`; `auto` is churn if all files are in git work trees,
@@ -43,7 +43,7 @@ class CorpusRequest:
     limits: DocumentLimits = field(default_factory=DocumentLimits)
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     listed: tuple[str, ...] = ()
-    output: Path | None = None
+    outputs: tuple[Path, ...] = ()
     ref: str | None = None
     order: Literal["auto"] | Order = "path"
 
@@ -78,8 +78,8 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     collected = collect(
         request.paths, request.walk, listed=request.listed, stdin=stdin, cwd=here, ref=request.ref
     )
-    output = request.output.resolve() if request.output is not None else None
-    wanted = [source for source in collected.sources if not _is_file(source, output)]
+    outputs = {output.resolve() for output in request.outputs}
+    wanted = [source for source in collected.sources if not _is_among(source, outputs)]
     sources, too_large = _within_limits(wanted, request.limits)
     unread: list[Skip] = []
     chunks: dict[str, list[Chunk]] = {}
@@ -99,16 +99,14 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     return Corpus(tuple(paths), in_order, skips, (*collected.notes, *notes), order)
 
 
-def _is_file(source: Source, output: Path | None) -> bool:
-    """Whether `output`, which is without links, is what the source would be read from."""
-    if output is None:
-        return False
+def _is_among(source: Source, files: Collection[Path]) -> bool:
+    """Whether the source would be read from one of `files`, which are without links."""
     if source.blob is not None:
-        return Path(os.fsdecode(source.blob.top), os.fsdecode(source.blob.path)) == output
+        return Path(os.fsdecode(source.blob.top), os.fsdecode(source.blob.path)) in files
     # A walk follows no links; what the user named may be one.
-    if source.file is None or (source.file.name != output.name and not source.explicit):
+    if source.file is None or not (source.explicit or any(source.file.name == file.name for file in files)):
         return False
-    return source.file.resolve() == output
+    return source.file.resolve() in files
 
 
 def _within_limits(sources: Iterable[Source], limits: DocumentLimits) -> tuple[list[Source], list[Skip]]:

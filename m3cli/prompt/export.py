@@ -62,8 +62,8 @@ class MarkdownLayout:
 
     def tree(self, text: str) -> str:
         """A fenced block."""
-        fence = _fence(text)
-        return f"## Files\n\n{fence}\n{text}{fence}\n\n"
+        marks = fence(text)
+        return f"## Files\n\n{marks}\n{text}{marks}\n\n"
 
     def header(self, span: Span) -> str:
         """A heading with the path, and the opening fence with the file's suffix as language."""
@@ -72,7 +72,7 @@ class MarkdownLayout:
         language = name.rsplit(".", 1)[-1] if "." in name[1:] else ""
         if not re.fullmatch(r"[A-Za-z0-9+#_-]{1,15}", language):
             language = ""
-        return f"## {_inline_code(span.path)}{lines}\n\n{_fence(_text(span))}{language}\n"
+        return f"## {_inline_code(span.path)}{lines}\n\n{fence(_text(span))}{language}\n"
 
     def body(self, chunk: Chunk) -> str:
         """The text as it is."""
@@ -81,7 +81,7 @@ class MarkdownLayout:
     def footer(self, span: Span) -> str:
         """The closing fence on a line of its own."""
         newline = "" if span.chunks[-1].text.endswith("\n") else "\n"
-        return f"{newline}{_fence(_text(span))}\n"
+        return f"{newline}{fence(_text(span))}\n"
 
 
 class JsonLayout:
@@ -150,7 +150,7 @@ def _text(span: Span) -> str:
     return "".join(chunk.text for chunk in span.chunks)
 
 
-def _fence(text: str) -> str:
+def fence(text: str) -> str:
     """Backticks that no line of `text` can close."""
     return "`" * max([2, *map(len, _BACKTICKS.findall(text))]) + "`"
 

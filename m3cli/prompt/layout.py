@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from m3cli.corpus.types import Chunk
 
 
@@ -88,16 +90,28 @@ class PromptLayout:
 
     def body(self, chunk: Chunk) -> str:
         """Numbered lines; both parts of a line that was cut carry its number."""
-        return number_lines(chunk.text, chunk.start_line)
+        return number_lines(chunk)
 
     def footer(self, span: Span) -> str:  # noqa: ARG002 - the contract's argument
         """The closing tag."""
         return "</file>\n"
 
 
-def number_lines(text: str, first: int) -> str:
-    """`text` with `12: ` in front of each line, counted from `first`, always ending in a newline."""
-    lines = text.split("\n")
+def number_lines(chunk: Chunk) -> str:
+    """The chunk's lines with `12: ` in front of each, always ending in a newline.
+
+    A line that marks a gap has no number.
+    """
+    lines = chunk.text.split("\n")
     if lines[-1] == "":
         lines.pop()
-    return "".join([f"{number}: {line}\n" for number, line in enumerate(lines, first)])
+    if chunk.numbers is None:
+        return "".join([f"{number}: {line}\n" for number, line in enumerate(lines, chunk.start_line)])
+    numbered = zip(chunk.numbers, lines, strict=True)
+    return "".join([f"{number}: {line}\n" if number else f"{line}\n" for number, line in numbered])
+
+
+def numbered(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """`chunks` with a number in front of each line of their texts."""
+    for chunk in chunks:
+        yield replace(chunk, text=number_lines(chunk))

@@ -31,14 +31,16 @@ class Pack:
     """What goes to the model, exactly, and what does not.
 
     `parts` joined is the packed text; each part is tokenized on its own, and `tokens` is the sum.
-    `chunk_tokens` are those of the bodies of `chunks`. `omitted` chunks were left out because the
-    budget ended, in corpus order; `tokens_needed` is what the whole corpus would have taken.
+    `spans` are the runs of neighbours among `chunks`, the tokens of whose bodies are `chunk_tokens`.
+    `omitted` chunks were left out because the budget ended, in corpus order; `tokens_needed` is what the
+    whole corpus would have taken.
     """
 
     strategy: Literal["whole", "select"]
     chunks: tuple[Chunk, ...]
     chunk_tokens: tuple[int, ...]
     omitted: tuple[Chunk, ...]
+    spans: tuple[Span, ...]
     parts: tuple[str, ...]
     tokens: int
     tokens_needed: int
@@ -57,17 +59,21 @@ def pack_chunks(
     strategy: Strategy = "auto",
     question: str = "",
     layout: Layout | None = None,
+    refined: Callable[[], Iterable[Chunk]] | None = None,
 ) -> Pack:
     """Pack `chunks` (in corpus order) into at most `budget` tokens as `count` counts them.
 
-    `count` is given an iterable, so that it can count some texts while others are still being read.
-
     Whole, if the corpus fits; else, or with `select`, the chunks that match `question` best, in
     corpus order under a compact tree of all files. Without a question the beginnings of all files
-    come before the middle of any. Raises DoesNotFitError, with the numbers, when `whole` was asked
-    for and does not fit, or when not even one chunk does.
+    come before the middle of any. `refined` gives the same texts in chunks that end between
+    definitions; it is asked for if there is something to choose, since only then their edges are seen.
+
+    `count` is given an iterable, so that it can count some texts while others are still being read.
+    Raises DoesNotFitError, with the numbers, when `whole` was asked for and does not fit, or when not
+    even one chunk does.
     """
-    packer = _Packer(chunks, count, layout or PromptLayout())
+    layout = layout or PromptLayout()
+    packer = _Packer(chunks, count, layout)
     if strategy != "select":
         pack = packer.whole
         if budget is None or pack.tokens <= budget:
@@ -78,7 +84,20 @@ def pack_chunks(
                 "Ask for a larger context with --ctx, leave files out with --exclude, or let m3 choose "
                 "with --strategy select.",
             )
+    if refined is not None:
+        packer = _Packer(refined(), count, layout)
     return packer.select(budget, question)
+
+
+def split_chunks(
+    chunks: Iterable[Chunk], count: CountBatch, *, limit: int, layout: Layout | None = None
+) -> list[Pack]:
+    """Pack all `chunks` into as many packs, in corpus order, as it takes to hold `limit` tokens in each.
+
+    A document that does not fit into what is left of a pack begins the next one, if it fits there.
+    Raises DoesNotFitError when a chunk alone takes more than `limit`.
+    """
+    return _Packer(chunks, count, layout or PromptLayout()).split(limit)
 
 
 class _Packer:
@@ -131,8 +150,51 @@ class _Packer:
             )
         return pack
 
+    def split(self, limit: int) -> list[Pack]:
+        prices = self._frames()
+        room = limit - self._overhead("")
+        packs: list[Pack] = []
+        taken: list[int] = []
+        used = 0
+
+        def close() -> None:
+            nonlocal used
+            left: list[int] = []
+            pack = self._pack("whole", taken, "")
+            while pack.tokens > limit and len(taken) > 1:  # the frame of a long run may take more
+                left.insert(0, taken.pop())
+                pack = self._pack("whole", taken, "")
+            if pack.tokens > limit:
+                chunk = self.chunks[taken[0]]
+                raise DoesNotFitError(
+                    f"{chunk.path}:{chunk.start_line}-{chunk.end_line} takes {pack.tokens:,} tokens alone, "
+                    f"more than the {limit:,} of a part.",
+                    "Ask for larger parts.",
+                )
+            packs.append(pack)
+            taken[:] = left
+            used = sum(self.body_tokens[i] + prices[i] for i in left)
+
+        for path, indices in groupby(range(len(self.chunks)), key=lambda i: self.chunks[i].path):
+            document = list(indices)
+            whole = sum(self.body_tokens[i] for i in document) + prices[document[0]]
+            if taken and used + whole > room >= whole:
+                close()
+            for i in document:
+                begins = not taken or self.chunks[taken[-1]].path != path
+                price = self.body_tokens[i] + (prices[i] if begins else 0)
+                if taken and used + price > room:
+                    close()
+                    price = self.body_tokens[i] + prices[i]
+                taken.append(i)
+                used += price
+        while taken:
+            close()
+        return packs
+
     def _pack(self, strategy: Literal["whole", "select"], taken: Sequence[int], tree: str) -> Pack:
         layout, chosen = self.layout, set(taken)
+        omitted = (chunk for i, chunk in enumerate(self.chunks) if i not in chosen)
         frames: list[str] = []
         parts: list[str] = []
 
@@ -143,8 +205,10 @@ class _Packer:
 
         frame(layout.opening)
         frame(layout.tree(tree) if tree else "")
+        spans = []
         for number, run in enumerate(self._runs(taken)):
             span = self._span(run)
+            spans.append(span)
             frame((layout.separator if number else "") + layout.header(span))
             parts.extend(self.bodies[i] for i in run)
             frame(layout.footer(span))
@@ -154,7 +218,8 @@ class _Packer:
             strategy=strategy,
             chunks=tuple(self.chunks[i] for i in taken),
             chunk_tokens=tuple(self.body_tokens[i] for i in taken),
-            omitted=tuple(chunk for i, chunk in enumerate(self.chunks) if i not in chosen),
+            omitted=tuple(omitted) if strategy == "select" else (),
+            spans=tuple(spans),
             parts=tuple(parts),
             tokens=tokens,
             tokens_needed=tokens if strategy == "whole" else self.whole.tokens,

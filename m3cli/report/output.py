@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -53,12 +54,23 @@ def write_file(path: Path, parts: Iterable[bytes]) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         words = error.strerror if isinstance(error, OSError) else str(error)
-        raise MachineError(
-            f"{path} cannot be written: {words}.", "Choose another place with --output."
-        ) from error
+        raise MachineError(f"{path} cannot be written: {words}.", "Choose another place for it.") from error
 
 
 def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def copy_text(text: str) -> None:
+    """Put `text` on the clipboard. Raises MachineError where there is none."""
+    import pyperclip
+
+    try:
+        pyperclip.copy(text)
+    except (pyperclip.PyperclipException, OSError, subprocess.SubprocessError) as error:
+        raise MachineError(
+            "There is no clipboard that m3 can write to.",
+            "Install wl-clipboard or xclip, or pipe standard output into a program that copies.",
+        ) from error

@@ -30,6 +30,9 @@ def show_pack(result: PackResult, *, tree: bool, verbose: bool) -> None:
         f"packed {amount(len(pack.paths), 'file')} in {amount(len(pack.chunks), 'chunk')}: "
         f"{about}{pack.tokens:,} tokens ({how})"
     )
+    if result.split:
+        largest = max(part.tokens for part in result.split)
+        note(f"written as {amount(len(result.split), 'file')} of at most {largest:,} tokens")
     if result.redacted:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in result.redacted.items())
         note(f"redacted: {kinds} (--no-redact keeps them)")

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import Corpus, CorpusRequest, read_corpus
 from m3cli.prompt.export import FORMATS
-from m3cli.prompt.pack import Pack, pack_chunks
+from m3cli.prompt.layout import numbered
+from m3cli.prompt.pack import Pack, pack_chunks, split_chunks
+from m3cli.prompt.template import Template, pack_template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from m3cli.corpus.types import Chunk
     from m3cli.memo import Memo
     from m3cli.model.tokens import Tokenizer
-    from m3cli.prompt.secrets import Redactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class PackRequest:
     """What to pack and how. `tokenizer` None estimates tokens at 4 bytes each.
 
     `counted_by` names the model that `tokenizer` belongs to. With `redact`, secrets are replaced: a pack
-    leaves the machine. `memo` remembers what was found to hold none.
+    leaves the machine. `memo` remembers where they were found. A `template` takes the place of a format.
+    `split_tokens` is the most tokens of a pack, of which there are as many as it takes.
     """
 
     corpus: CorpusRequest
@@ -34,19 +37,24 @@ class PackRequest:
     counted_by: str = ""
     redact: bool = True
     memo: Memo | None = None
+    line_numbers: bool = False
+    template: Template | None = None
+    split_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PackResult:
     """What was packed; `counted_by` is empty where tokens were estimated.
 
-    `redacted` counts the secrets that were replaced, by kind.
+    `redacted` counts the secrets that were replaced, by kind. `split` are the packs that `pack` is the sum
+    of, if they were to hold so many tokens each.
     """
 
     corpus: Corpus
     pack: Pack
     counted_by: str
     redacted: Mapping[str, int]
+    split: tuple[Pack, ...] = ()
 
     @property
     def text(self) -> str:
@@ -55,29 +63,59 @@ class PackResult:
 
 
 def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
-    """Pack what `request` names into one text.
+    """Pack what `request` names.
 
     Raises UsageError, CorpusError, and DoesNotFitError when the budget is too small for anything.
     """
-    tokenizer = request.tokenizer
     corpus = read_corpus(request.corpus, stdin)
+    count = request.tokenizer.count_batch if request.tokenizer is not None else _estimate
+    redacted: Mapping[str, int] = {}
 
-    chunks: Iterable[Chunk] = corpus.chunks
-    redactor: Redactor | None = None
-    if request.redact:
+    def prepared(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        nonlocal redacted
+        if not request.redact:
+            yield from numbered(chunks) if request.line_numbers else chunks
+            return
         from m3cli.prompt.secrets import Redactor  # compiles many patterns
 
         redactor = Redactor(request.memo)
         chunks = redactor.redact(chunks)
-    packed = pack_chunks(
-        chunks,
-        tokenizer.count_batch if tokenizer is not None else _estimate,
-        budget=request.budget,
-        question=request.query,
-        layout=FORMATS[request.format],
+        yield from numbered(chunks) if request.line_numbers else chunks
+        redacted = redactor.counts
+
+    def whole() -> Iterator[Chunk]:
+        return prepared(corpus.chunks)
+
+    def refined() -> Iterator[Chunk]:
+        return prepared(refine(corpus.chunks))
+
+    layout = FORMATS[request.format]
+    split: list[Pack] = []
+    if request.split_tokens is not None:
+        split = split_chunks(refined(), count, limit=request.split_tokens, layout=layout)
+        packed = _sum(split)
+    elif request.template is not None:
+        chunks = list(whole() if request.budget is None else refined())
+        packed = pack_template(request.template, chunks, count, budget=request.budget, question=request.query)
+    else:
+        packed = pack_chunks(
+            whole(), count, budget=request.budget, question=request.query, layout=layout, refined=refined
+        )
+    return PackResult(corpus, packed, request.counted_by, redacted, tuple(split))
+
+
+def _sum(packs: Sequence[Pack]) -> Pack:
+    """All of `packs` as one."""
+    return Pack(
+        strategy="whole",
+        chunks=tuple(chunk for pack in packs for chunk in pack.chunks),
+        chunk_tokens=tuple(tokens for pack in packs for tokens in pack.chunk_tokens),
+        omitted=(),
+        spans=tuple(span for pack in packs for span in pack.spans),
+        parts=tuple(part for pack in packs for part in pack.parts),
+        tokens=sum(pack.tokens for pack in packs),
+        tokens_needed=sum(pack.tokens for pack in packs),
     )
-    redacted = redactor.counts if redactor is not None else {}
-    return PackResult(corpus, packed, counted_by=request.counted_by, redacted=redacted)
 
 
 def _estimate(texts: Iterable[str]) -> list[int]:

@@ -330,7 +330,7 @@ def test_lists_standard_input_and_output_at_a_commit(repository: Path) -> None:
         listed=("new", "a", "nul\0", "e"),
         ref="HEAD~1",
         order="churn",
-        output=repository / "e",
+        outputs=(repository / "e",),
     )
     assert paths_of(corpus) == ["a", "stdin"]
     assert skips_of(corpus) == {

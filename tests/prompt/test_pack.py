@@ -164,7 +164,9 @@ def test_no_line_of_a_file_can_be_a_tag_of_the_prompt(documents: dict[str, str])
 
 def test_lines_are_numbered_as_editors_number_them() -> None:
     """Only a newline ends a line; a form feed or a lone carriage return does not."""
-    assert number_lines("a\x0cb\n\nc\rd", 9) == "9: a\x0cb\n10: \n11: c\rd\n"
+    assert number_lines(Chunk("a", 9, 11, "a\x0cb\n\nc\rd")) == "9: a\x0cb\n10: \n11: c\rd\n"
+    gap = Chunk("a", 9, 30, "def f():\n⋮\nx = 1\n", (9, 0, 30))
+    assert number_lines(gap) == "9: def f():\n⋮\n30: x = 1\n"
 
 
 def test_what_matches_the_question_is_kept() -> None:

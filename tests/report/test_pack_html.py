@@ -65,6 +65,7 @@ def result_of(
         chunks=chunks,
         chunk_tokens=tuple(tokens.values()),
         omitted=tuple(omitted),
+        spans=(),
         parts=("text",),
         tokens=total,
         tokens_needed=total * 4 if omitted else total,
