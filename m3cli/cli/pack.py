@@ -149,8 +149,9 @@ def pack(
 
     settings = values.settings(locals())
     target = _Target(None if output is None or str(output) == "-" else output, split_tokens, copy, report)
-    if template is not None and split_tokens is not None:
-        raise UsageError("--template and --split-tokens exclude each other.", "Leave one of them out.")
+    for other, name in ((template, "--template"), (budget, "--budget")):
+        if split_tokens is not None and other is not None:
+            raise UsageError(f"{name} and --split-tokens exclude each other.", "Leave one of them out.")
     corpus = values.corpus_request(
         paths or [],
         settings,

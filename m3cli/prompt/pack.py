@@ -151,6 +151,8 @@ class _Packer:
         return pack
 
     def split(self, limit: int) -> list[Pack]:
+        if self.whole.tokens <= limit:
+            return [self.whole]
         prices = self._frames()
         room = limit - self._overhead("")
         packs: list[Pack] = []

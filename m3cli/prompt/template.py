@@ -83,8 +83,8 @@ def pack_template(
             needed = pack.tokens_needed if pack.omitted else tokens
             return replace(pack, parts=(text,), tokens=tokens, tokens_needed=needed)
         # What the template adds is known only now; most of it is there again with fewer files.
-        room = pack.tokens - (tokens - budget)
-        if room <= 0:
+        room = max(pack.tokens - (tokens - budget), pack.tokens // 2)
+        if not room:
             raise DoesNotFitError(
                 f"There is room for {budget:,} tokens; the template takes more by itself.",
                 "Make more room with --budget, or shorten the template.",

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pytest
 
@@ -191,3 +192,85 @@ def test_secrets_stay_at_home(m3: Run, tmp_path: Path) -> None:
     kept = m3("pack", ".", "--format", "plain", "--no-redact")
     assert kept.stdout.count(secret) == 2
     assert "redacted" not in kept.stderr
+
+
+def test_a_pack_in_parts(m3: Run, tmp_path: Path) -> None:
+    """Parts have numbered names, each is whole XML, and a second run does not read them."""
+    tree = make_tree(tmp_path, 1)
+    (tree / "big.txt").write_text("".join(f"line {number}\n" for number in range(3000)))
+    command = ("pack", ".", "--split-tokens", "5000", "-o", "out.xml")
+    done = m3(*command, cwd=tree)
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert not (tree / "out.xml").exists()
+    parts = sorted(tree.glob("out-*.xml"))
+    assert len(parts) >= 3
+    assert f"written as {len(parts)} files of at most" in done.stderr
+    before = [part.read_bytes() for part in parts]
+    text = "".join(d.text or "" for part in parts for d in ElementTree.fromstring(part.read_text()))
+    assert "".join(f"line {number}\n" for number in range(3000)) in text.replace("\n\n", "\n")
+    assert m3(*command, cwd=tree).returncode == 0
+    assert [part.read_bytes() for part in sorted(tree.glob("out-*.xml"))] == before
+    for more in (["--budget", "9"], ["--template", "a.txt"]):
+        assert m3(*command, *more, cwd=tree).returncode == 2
+    assert m3(*command[:4], cwd=tree).returncode == 2
+
+
+def test_a_pack_in_the_form_of_a_template(m3: Run, tmp_path: Path) -> None:
+    """A template sees files, tree and query; what it adds counts against the budget."""
+    tree = make_tree(tmp_path / "tree", 1)
+    template = tmp_path / "t.j2"
+    template.write_text(
+        "{{ query }}\n{% for f in files %}{{ f.path }}|{{ f.text|tojson }}\n{% endfor %}{{ tree }}"
+    )
+    done = m3("pack", str(tree), "--template", str(template), "--query", "größe")
+    assert done.stdout.startswith("größe\n")
+    assert 'a.txt|"lower\\n"\n' in done.stdout
+    assert done.stdout.endswith("src/\n main.py\n Überlauf.py\n a/\n  z.txt\n a-b/\n  y.txt\n")
+    small = m3("pack", str(tree), "--template", str(template), "--query", "größe", "--budget", "100")
+    assert small.returncode == 0
+    assert "größe = 1" in small.stdout
+    assert "left out" in small.stderr
+    template.write_text("{% if %}")
+    broken = m3("pack", str(tree), "--template", str(template))
+    assert broken.returncode == 2
+    assert "line 1" in broken.stderr
+
+
+def test_numbered_lines(m3: Run, tmp_path: Path) -> None:
+    """Numbers stand in front of lines in every form."""
+    (tmp_path / "a.txt").write_text("one\ntwo")
+    for form in ("xml", "markdown", "plain"):
+        assert "1: one\n2: two\n" in m3("pack", ".", "--line-numbers", "-f", form, cwd=tmp_path).stdout
+    packed = json.loads(m3("pack", ".", "--line-numbers", "-f", "json", cwd=tmp_path).stdout)
+    assert packed["files"][0]["text"] == "1: one\n2: two\n"
+
+
+def test_a_report_of_the_pack(m3: Run, tmp_path: Path) -> None:
+    """The page holds the files and is itself never packed."""
+    tree = make_tree(tmp_path, 1)
+    for _ in range(2):
+        done = m3("pack", ".", "--report", "report.html", "-o", "out.xml", cwd=tree)
+        assert done.returncode == 0
+        page = (tree / "report.html").read_text()
+        assert "src/main.py" in page
+        assert "out.xml" not in page
+        assert "report.html" not in page
+
+
+def test_copying_to_the_clipboard(m3: Run, tmp_path: Path) -> None:
+    """The text goes to the program that holds the clipboard; without one an error says so."""
+    (tmp_path / "a.txt").write_text("größe\n")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    script = tools / "xclip"
+    script.write_text(f"#!/bin/sh\nexec cat > {tmp_path}/clipboard\n")
+    script.chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    done = m3("pack", "a.txt", "--copy", "-f", "plain", cwd=tmp_path, PATH=path, DISPLAY=":0")
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert "größe" in (tmp_path / "clipboard").read_text("utf-8")
+    none = m3("pack", "a.txt", "--copy", cwd=tmp_path, PATH=str(tools / "none"), DISPLAY="")
+    assert none.returncode == 3
+    assert "There is no clipboard" in none.stderr

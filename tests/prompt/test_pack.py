@@ -7,16 +7,20 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m3cli.corpus.chunks import chunk_document
 from m3cli.corpus.types import Chunk, Document
-from m3cli.errors import DoesNotFitError
-from m3cli.model.tokens import ByteTokenizer
+from m3cli.errors import DoesNotFitError, UsageError
+from m3cli.model.catalog import demo_model
+from m3cli.model.header import read_header
+from m3cli.model.tokenizer import load_tokenizer
+from m3cli.model.tokens import ByteTokenizer, Tokenizer
 from m3cli.prompt.export import FORMATS
-from m3cli.prompt.layout import PromptLayout, number_lines
-from m3cli.prompt.pack import pack_chunks
+from m3cli.prompt.layout import PromptLayout, number_lines, numbered
+from m3cli.prompt.pack import pack_chunks, split_chunks
+from m3cli.prompt.template import Template, pack_template
 from m3cli.prompt.tree import compact_tree
 
 LAYOUTS = {"prompt": PromptLayout(), **FORMATS}
@@ -77,6 +81,95 @@ def test_a_budget_is_never_exceeded(
         assert budget < 2000
         return
     assert pack.tokens == len("".join(pack.parts).encode()) <= budget
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Tokenizer:
+    tokenizer = load_tokenizer(read_header(demo_model().path))
+    assert tokenizer is not None
+    return tokenizer
+
+
+TEMPLATES = [
+    "{% for file in files %}<{{ file.path|xml }}>{{ file.text }}\n{% endfor %}{{ tree }}",
+    "{{ omitted }}{% for file in files %}{{ file.text }}{{ file.text }}{% endfor %}",
+    "{{ query }}: {{ files|map(attribute='text')|join|tojson }}",
+]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    DOCUMENTS,
+    st.integers(1, 1500),
+    st.sampled_from([*sorted(LAYOUTS), *TEMPLATES]),
+    st.sampled_from(["", "é logic"]),
+    st.booleans(),
+)
+def test_a_budget_holds_for_the_text_as_a_whole(
+    smollm2: Tokenizer, documents: dict[str, str], budget: int, form: str, question: str, lines: bool
+) -> None:
+    """Counted by a real model's tokenizer, as one text, a pack has no more tokens than were allowed."""
+    chunks = chunks_of(documents)
+    chunks = list(numbered(chunks)) if lines else chunks
+    try:
+        if form in LAYOUTS:
+            pack = pack_chunks(
+                chunks, smollm2.count_batch, budget=budget, question=question, layout=LAYOUTS[form]
+            )
+        else:
+            pack = pack_template(
+                Template(form, "t"), chunks, smollm2.count_batch, budget=budget, question=question
+            )
+    except DoesNotFitError:
+        assert budget < 1000
+        return
+    assert pack.tokens <= budget
+    assert len(smollm2.encode("".join(pack.parts))) <= budget
+
+
+@settings(max_examples=150, deadline=None)
+@given(DOCUMENTS, st.integers(60, 3000), st.sampled_from(sorted(FORMATS)))
+def test_parts_hold_everything_and_keep_their_limit(
+    documents: dict[str, str], limit: int, layout: str
+) -> None:
+    """Split packs together are the corpus in its order, and none is larger than was asked for."""
+    chunks = chunks_of(documents)
+    try:
+        packs = split_chunks(chunks, count, limit=limit, layout=FORMATS[layout])
+    except DoesNotFitError:
+        assert limit < 600
+        return
+    assert [chunk for pack in packs for chunk in pack.chunks] == chunks
+    for pack in packs:
+        assert pack.tokens == len("".join(pack.parts).encode()) <= limit
+        if layout == "json":
+            json.loads("".join(pack.parts))
+    if len(packs) > 1:
+        whole = pack_chunks(chunks, count, layout=FORMATS[layout])
+        assert whole.tokens > limit
+
+
+def test_a_document_that_fits_is_not_torn_by_a_split() -> None:
+    """What does not fit into the rest of a part begins the next one; only what is larger is cut."""
+    documents = {"a.py": "a = 1\n" * 20, "b.py": "b = 2\n" * 20, "c.py": "c = 3\n" * 200}
+    packs = split_chunks(chunks_of(documents), count, limit=300, layout=FORMATS["plain"])
+    assert [pack.paths for pack in packs[:3]] == [["a.py"], ["b.py", "c.py"], ["c.py"]]
+    assert {span.path for pack in packs for span in pack.spans if span.whole} == {"a.py", "b.py"}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{% for %}", "line 1"),
+        ("{{ nothing }}", "'nothing' is undefined"),
+        ("{{ files[0].__class__.__mro__ }}", "unsafe"),
+        ("{{ 1 / 0 }}", "division"),
+    ],
+)
+def test_a_template_that_fails_says_why(source: str, words: str) -> None:
+    """A syntax error names the line; the sandbox lets nothing out."""
+    with pytest.raises(UsageError, match=words):
+        pack_template(Template(source, "my.j2"), chunks_of({"a.py": "x"}), count)
 
 
 @settings(max_examples=150, deadline=None)
