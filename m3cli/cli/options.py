@@ -68,6 +68,18 @@ NotebookOutputs = Annotated[
         rich_help_panel=CORPUS_PANEL,
     ),
 ]
+Compress = Annotated[
+    bool,
+    typer.Option(
+        "--compress",
+        help="Leave out the bodies of functions; signatures and docstrings stay.",
+        rich_help_panel=CORPUS_PANEL,
+    ),
+]
+StripComments = Annotated[
+    bool,
+    typer.Option("--strip-comments", help="Leave out comments in code.", rich_help_panel=CORPUS_PANEL),
+]
 MaxFileSize = Annotated[
     int | None,
     typer.Option(

@@ -86,6 +86,8 @@ def pack(
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
+    compress: options.Compress = False,
+    strip_comments: options.StripComments = False,
     template: Annotated[
         Path | None,
         typer.Option(
@@ -162,6 +164,8 @@ def pack(
         order="path" if order is None else settings.order,
         ref=ref,
         outputs=target.files(),
+        compress=compress,
+        strip_comments=strip_comments,
     )
     with _tokenizer(settings) as (tokenizer, name, memo):
         request = PackRequest(

@@ -63,6 +63,8 @@ def corpus_request(
     order: Literal["auto", "churn", "path", "given"] = "path",
     ref: str | None = None,
     outputs: tuple[Path, ...] = (),
+    compress: bool = False,
+    strip_comments: bool = False,
 ) -> CorpusRequest:
     """What to read. Raises UsageError if nothing is named or the path list cannot be read."""
     from m3cli.corpus.corpus import CorpusRequest
@@ -100,6 +102,8 @@ def corpus_request(
         limits=DocumentLimits(max_bytes=settings.max_file_size, explicit_max_bytes=given_limit),
         extract=ExtractOptions(html=settings.html_text, outputs=settings.notebook_outputs),
         outputs=outputs,
+        compress=compress,
+        strip_comments=strip_comments,
         ref=ref,
         order=order,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_left, bisect_right
 from itertools import groupby
@@ -54,17 +55,28 @@ def chunk_document(
 
 
 def refine(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """All chunks of a corpus, cut anew so that they end between definitions.
+    """All chunks of a corpus, cut anew so that they end between definitions; the joined texts stay.
 
-    That takes parsing, so it is done only where the edges of chunks are seen. The joined texts stay.
+    That takes parsing, in as many processes as there are cores, so it is done only where the edges of
+    chunks are seen.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
+    documents = [list(group) for _, group in groupby(chunks, key=lambda chunk: chunk.path)]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for refined in pool.map(_refined, documents):
+            yield from refined
+
+
+def _refined(chunks: list[Chunk]) -> list[Chunk]:
+    """The chunks of one document, cut anew if that changes anything."""
     from m3cli.corpus.syntax import definition_lines
 
-    for path, group in groupby(chunks, key=lambda chunk: chunk.path):
-        old = list(group)
-        text = "".join(chunk.text for chunk in old)
-        definitions = definition_lines(path, text) if len(old) > 1 and old[0].numbers is None else None
-        yield from chunk_document(Document(path, text, ""), definitions=definitions) if definitions else old
+    if len(chunks) == 1 or chunks[0].numbers is not None:
+        return chunks
+    document = Document(chunks[0].path, "".join(chunk.text for chunk in chunks), "")
+    definitions = definition_lines(document.path, document.text)
+    return chunk_document(document, definitions=definitions) if definitions else chunks
 
 
 def _chunk(document: Document, text: str, first: int, last: int) -> Chunk:

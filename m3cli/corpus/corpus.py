@@ -17,12 +17,12 @@ from m3cli.corpus.revision import with_data
 from m3cli.corpus.sources import WalkOptions, collect
 from m3cli.corpus.types import Skip, SkipReason, skip_counts
 from m3cli.corpus.worktree import GitError
-from m3cli.errors import CorpusError, UsageError
+from m3cli.errors import CorpusError, MachineError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from m3cli.corpus.types import Chunk, Source
+    from m3cli.corpus.types import Chunk, Document, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class CorpusRequest:
     among them, or a link out of the current directory, is left out with a reason. `outputs` are
     files that are about to be written from this corpus, and so are never part of it.
 
+    `strip_comments` leaves comments out of source code, `compress` the bodies of functions.
     `ref` names a commit, at which everything but standard input is read instead of on the disk.
     `order` is explained in `m3cli.corpus.order`; `auto` is churn if all files are in git work trees,
     else path.
@@ -46,6 +47,8 @@ class CorpusRequest:
     outputs: tuple[Path, ...] = ()
     ref: str | None = None
     order: Literal["auto"] | Order = "path"
+    compress: bool = False
+    strip_comments: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,10 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     sources, too_large = _within_limits(wanted, request.limits)
     unread: list[Skip] = []
     chunks: dict[str, list[Chunk]] = {}
-    for result in read_documents(with_data(sources), request.limits, request.extract):
+    results = read_documents(with_data(sources), request.limits, request.extract)
+    if request.compress or request.strip_comments:
+        results = _reduced(results, request)
+    for result in results:
         if isinstance(result, Skip):
             unread.append(result)
         else:
@@ -97,6 +103,30 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
         )
     in_order = tuple(chunk for path in paths for chunk in chunks[path])
     return Corpus(tuple(paths), in_order, skips, (*collected.notes, *notes), order)
+
+
+def _reduced(results: Iterable[Document | Skip], request: CorpusRequest) -> Iterator[Document | Skip]:
+    """The documents without comments and bodies, as far as they are not wanted. Raises MachineError."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from m3cli.corpus.reduce import compress, strip_comments
+    from m3cli.corpus.syntax import is_available
+
+    if not is_available():
+        raise MachineError(
+            "--compress and --strip-comments need parsers that are not installed.",
+            "Install them: pip install 'm3cli[code]'.",
+        )
+
+    def reduce(result: Document | Skip) -> Document | Skip:
+        if isinstance(result, Skip):
+            return result
+        document = strip_comments(result) if request.strip_comments else result
+        document = compress(document) if request.compress else document
+        return document if document.text.strip() else Skip(result.path, SkipReason.EMPTY, "only comments")
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        yield from pool.map(reduce, results)
 
 
 def _is_among(source: Source, files: Collection[Path]) -> bool:

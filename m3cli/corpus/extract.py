@@ -69,7 +69,7 @@ def extract(kind: str, data: bytes) -> str | tuple[SkipReason, str]:
     """Give the text of a document, or the reason why there is none, and words about it."""
     if any(find_spec(module) is None for module in formats.READERS[kind][0]):
         return SkipReason.UNREADABLE, f"needs {_EXTRA}"
-    command = [sys.executable, "-I", formats.__file__, kind, *_module_path()]
+    command = [sys.executable, "-I", formats.__file__, kind, *module_path()]
     try:
         done = subprocess.run(
             command,
@@ -92,7 +92,7 @@ def extract(kind: str, data: bytes) -> str | tuple[SkipReason, str]:
     return str(answer["text"])
 
 
-def _module_path() -> list[str]:
+def module_path() -> list[str]:
     """m3's module path without the current directory, which may be the very tree that is read."""
     try:
         here = Path.cwd().resolve()

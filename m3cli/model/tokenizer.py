@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
+    import tiktoken
     from numpy.typing import NDArray
 
     from m3cli.model.header import Header
@@ -38,6 +40,8 @@ _GROUP_CHARACTERS = 200_000
 # tiktoken's special token, of no model: it never comes out, and text that holds it is encoded apart. It
 # ends in nothing that it begins with, so two texts around it cannot make another one with it.
 _SEPARATOR = "\x00m3\x01"
+# After so much, tiktoken of its own makes up to a thread for the time that it takes to make.
+_OWN_ENCODING = 3_000_000  # characters
 # tiktoken's regex engine gives up, with a panic, on a piece of about a million characters.
 _LONGEST_PART = 200_000
 # Where every pattern ends a piece, whatever stands around: text can be cut here without changing ids.
@@ -130,7 +134,6 @@ class Vocabulary:
         self, tokens: list[str], types: Sequence[float], merges: str, named: set[int], pattern: str
     ) -> None:
         import numpy as np
-        import tiktoken
 
         merged = dict.fromkeys(merges.replace(" ", "").split("\n"))
         self.tokens = tokens
@@ -160,18 +163,67 @@ class Vocabulary:
         self.ids: NDArray[np.int32] = np.asarray(ids, np.int32)
         self.undone = _undo(unusable, merges, content) if unusable else {}
         self._separator = len(ids)
-        self._encoding = tiktoken.Encoding(
-            "m3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={_SEPARATOR: self._separator}
-        )
+        self._sizes = np.ones(len(ids) + 1, np.int32)  # ids that a rank stands for
+        self._sizes[self._separator] = 0
+        for rank, undone in self.undone.items():
+            self._sizes[rank] = len(undone)
+        self._ranks = ranks
+        self._encoding = self._make_encoding()
+        self._owner: int | None = None  # the thread that `_encoding` is fast in
+        self._local = threading.local()
         # The longest first, so that <|im_end|> wins over a token that begins like it.
         longest_first = sorted(self.specials, key=lambda text: (-len(text), text))
         self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Ranks of each text.
+        """Ranks of each text."""
+        import numpy as np
+
+        joined, counts, odd = self._encode_joined(texts)
+        pieces = iter(_split(joined, self._separator))
+        ranks = []
+        for number, count in enumerate(counts):
+            found = [next(pieces) for _ in range(count)]
+            if number in odd:
+                ranks.append(np.asarray(odd[number], np.uint32))
+            else:
+                ranks.append(found[0] if count == 1 else np.concatenate(found))
+        return ranks
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text has."""
+        import numpy as np
+
+        joined, counts, odd = self._encode_joined(texts)
+        ends = np.append((joined == self._separator).nonzero()[0], len(joined))
+        sizes = self._sizes[joined] if self.undone else None
+        if sizes is not None and (sizes > 1).any():
+            lengths = np.diff(np.append(0, np.cumsum(sizes))[ends], prepend=0)
+        else:
+            lengths = np.diff(ends, prepend=-1) - 1
+        parts = iter(lengths.tolist())
+        return [
+            len(self.ids_of(np.asarray(odd[number], np.uint32)))
+            if number in odd
+            else sum(next(parts) for _ in range(count))
+            for number, count in enumerate(counts)
+        ]
+
+    def ids_of(self, ranks: NDArray[np.uint32]) -> list[int]:
+        """The ids that `ranks` stand for."""
+        if self.undone and (self._sizes[ranks] > 1).any():
+            return [i for rank in ranks.tolist() for i in self.undone.get(rank, (int(self.ids[rank]),))]
+        ids: list[int] = self.ids[ranks].tolist()
+        return ids
+
+    def _encode_joined(
+        self, texts: Sequence[str]
+    ) -> tuple[NDArray[np.uint32], list[int], dict[int, list[int]]]:
+        """Ranks of all parts of all texts with a separator between, and of each text the number of parts.
 
         All are encoded in one call, with tiktoken's special token between them, at which it cuts: a
         call for each would cost as much again in waiting for Python's lock, with several threads.
+        The ranks of a text that cannot be among them are in the dictionary, by its number.
         """
         import numpy as np
 
@@ -183,38 +235,43 @@ class Vocabulary:
             if plain is None:
                 odd[number] = self._encode_odd(text)
                 counts.append(0)
-            else:
+            elif len(plain) > _LONGEST_PART:
                 before = len(parts)
-                parts.extend(_cut(plain) if len(plain) > _LONGEST_PART else (plain,))
+                parts.extend(_cut(plain))
                 counts.append(len(parts) - before)
-        encode = self._encoding._core_bpe.encode_to_tiktoken_buffer
-        joined = np.frombuffer(encode(_SEPARATOR.join(parts), {_SEPARATOR}), np.uint32)
-        pieces = iter(_split(joined, self._separator) if parts else ())
-        ranks = []
-        for number, count in enumerate(counts):
-            found = [next(pieces) for _ in range(count)]
-            if number in odd:
-                ranks.append(np.asarray(odd[number], np.uint32))
             else:
-                ranks.append(found[0] if count == 1 else np.concatenate(found))
-        return ranks
+                parts.append(plain)
+                counts.append(1)
+        text = _SEPARATOR.join(parts)
+        encode = self._encoding_for(len(text))._core_bpe.encode_to_tiktoken_buffer
+        return np.frombuffer(encode(text, {_SEPARATOR}), np.uint32), counts, odd
 
-    def ids_of(self, ranks: NDArray[np.uint32]) -> list[int]:
-        """The ids that `ranks` stand for."""
-        if not self._holds_undone(ranks):
-            ids: list[int] = self.ids[ranks].tolist()
-            return ids
-        return [i for rank in ranks.tolist() for i in self.undone.get(rank, (int(self.ids[rank]),))]
+    def _encoding_for(self, characters: int) -> tiktoken.Encoding:
+        """The encoder for so much text in this thread.
 
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """How many ids each text has."""
-        return [
-            len(self.ids_of(ranks)) if self._holds_undone(ranks) else len(ranks)
-            for ranks in self.encode(texts)
-        ]
+        Its regex engine keeps a cache for the thread that uses it first, and is half as fast again there as
+        in others. So a thread with much to do gets one of its own.
+        """
+        thread, local = threading.get_ident(), self._local
+        if self._owner is None:
+            self._owner = thread
+        if self._owner == thread:
+            return self._encoding
+        local.characters = getattr(local, "characters", 0) + characters
+        if local.characters > _OWN_ENCODING and not hasattr(local, "encoding"):
+            local.encoding = self._make_encoding()
+        encoding: tiktoken.Encoding = getattr(local, "encoding", self._encoding)
+        return encoding
 
-    def _holds_undone(self, ranks: NDArray[np.uint32]) -> bool:
-        return bool(self.undone) and not self.undone.keys().isdisjoint(ranks.tolist())
+    def _make_encoding(self) -> tiktoken.Encoding:
+        import tiktoken
+
+        return tiktoken.Encoding(
+            "m3",
+            pat_str=self.pattern,
+            mergeable_ranks=self._ranks,
+            special_tokens={_SEPARATOR: self._separator},
+        )
 
     def _plain(self, text: str) -> str | None:
         """`text` without lone surrogates; None if it cannot be encoded together with others."""
