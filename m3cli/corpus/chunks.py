@@ -6,7 +6,6 @@ import os
 import re
 from bisect import bisect_left, bisect_right
 from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.types import Chunk, Document
@@ -21,6 +20,7 @@ BYTES_PER_TOKEN = 4
 
 # A blank line, and in front of what it stands: what opens a block at the margin, or an indentation.
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n(?=([\w@#/*\[<\"'(%$&\\\x80-\xff-])|([ \t]*)\S)")
+_LONGEST_INDENT = 256
 _LINE_END = re.compile(rb"\n")
 _INDENT = re.compile(rb"[ \t]*(?=\S)")
 
@@ -95,7 +95,6 @@ def _starts(data: bytes, definitions: Mapping[int, int]) -> dict[int, int]:
 
 def _cuts(data: bytes, limit: int, definitions: Mapping[int, int]) -> Iterator[int]:
     """The offsets at which chunks of `data` end."""
-    paragraphs = [(match.end(), 0 if match[1] else 1 + len(match[2])) for match in _BLANK_LINE.finditer(data)]
     outer = sorted(definitions)
     start = 0
     while len(data) - start > limit:
@@ -114,11 +113,20 @@ def _cuts(data: bytes, limit: int, definitions: Mapping[int, int]) -> Iterator[i
             start = min(reversed(reach), key=definitions.__getitem__)
         else:
             # 3. after a blank line, else where a cut hurts least
-            after = paragraphs[bisect_left(paragraphs, (half, 0)) : bisect_left(paragraphs, (end + 1, 0))]
-            start = min(reversed(after), key=itemgetter(1))[0] if after else _best_line(data, half, last)
+            start = _best_paragraph(data, half, end) or _best_line(data, half, last)
         yield start
     if start < len(data):
         yield len(data)
+
+
+def _best_paragraph(data: bytes, half: int, end: int) -> int:
+    """Where the least indented line after a blank one begins, the last of several; 0 if there is none."""
+    best = (_LONGEST_INDENT, 0)
+    for match in _BLANK_LINE.finditer(data, half - 2, end + _LONGEST_INDENT):
+        indent = 0 if match[1] else 1 + len(match[2])
+        if indent <= best[0] and half <= match.end() <= end:
+            best = indent, match.end()
+    return best[1]
 
 
 def _best_line(data: bytes, half: int, last: int) -> int:

@@ -65,6 +65,8 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"RIFF", "WAV or AVI media"),
     (0, b"\x1a\x45\xdf\xa3", "Matroska media"),
 )
+_FIRST_BYTES = tuple(signature for offset, signature, _ in _SIGNATURES if not offset)
+_LATER_BYTES = tuple((signature, offset) for offset, signature, _ in _SIGNATURES if offset)
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
@@ -119,6 +121,8 @@ def _kind(data: bytes) -> tuple[str, bool]:
     """Name the kind of file by its first bytes, and tell if that alone makes it binary."""
     if data.startswith(b"%PDF-"):
         return "PDF document", True
+    if not data.startswith(_FIRST_BYTES) and not any(data.startswith(*place) for place in _LATER_BYTES):
+        return "", False
     for offset, signature, kind in _SIGNATURES:
         if data.startswith(signature, offset):
             return kind, not (signature.isascii() and signature.decode("ascii").isprintable())

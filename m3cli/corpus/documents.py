@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.decoding import decode
-from m3cli.corpus.extract import ExtractOptions, document_kind, extract, notebook_text
+from m3cli.corpus.extract import ExtractOptions, document_kind, extract, is_extracted, notebook_text
 from m3cli.corpus.names import suffix_of
 from m3cli.corpus.types import Document, Skip, SkipReason
 from m3cli.errors import CorpusError
@@ -57,6 +58,7 @@ _GENERATED = re.compile(
 )
 
 _AS_USUAL = ExtractOptions()
+_MOST_WAITING = 256  # documents that are read while another one is
 # What to say of a document that was named and has no text to give: (before the details, what to do).
 _REFUSALS = {
     SkipReason.ENCRYPTED: ("it is encrypted, ", "Save it without protection"),
@@ -81,9 +83,32 @@ class DocumentLimits:
 def read_documents(
     sources: Iterable[Source], limits: DocumentLimits, options: ExtractOptions = _AS_USUAL
 ) -> Iterator[Document | Skip]:
-    """Read every source, in order; see `read_document`."""
-    for source in sources:
-        yield read_document(source, limits, options)
+    """Read every source, in order; see `read_document`.
+
+    What may take a process of its own is read beside the others.
+    """
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    waiting: deque[Document | Skip | Future[Document | Skip]] = deque()
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        for source in sources:
+            if is_extracted(source.path, options):
+                waiting.append(pool.submit(read_document, source, limits, options))
+            else:
+                waiting.append(read_document(source, limits, options))
+            while waiting:
+                first = waiting[0]
+                if isinstance(first, Future):
+                    if not first.done() and len(waiting) < _MOST_WAITING:
+                        break
+                    first = first.result()
+                waiting.popleft()
+                yield first
+        for result in waiting:
+            yield result.result() if isinstance(result, Future) else result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_document(
@@ -186,7 +211,8 @@ def _generated_by_text(path: str, text: str) -> str:
         return "source map"
     # Only a comment that begins with the marker speaks of its own file; one that mentions the
     # marker, or a string in code that holds it, speaks of others.
-    for line in text[:_HEAD_CHARACTERS].splitlines()[:_HEAD_LINES]:
+    head = text[:_HEAD_CHARACTERS]
+    for line in head.splitlines()[:_HEAD_LINES] if "generated" in head.lower() else ():
         comment = _COMMENT.match(line)
         if comment and _GENERATED.match(comment["words"]):
             return f"says: {comment['words'].strip()[:80]}"

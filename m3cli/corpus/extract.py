@@ -50,6 +50,12 @@ class ExtractOptions:
     outputs: bool = False
 
 
+def is_extracted(path: str, options: ExtractOptions) -> bool:
+    """Whether a file of that name is a document, unless its content is another one."""
+    suffix = suffix_of(path)
+    return suffix in _KINDS or not suffix or (options.html and suffix in _HTML)
+
+
 def document_kind(path: str, head: bytes, options: ExtractOptions) -> str:
     """Name the kind of document that a file is by its name and first 1,024 bytes; empty if none."""
     suffix = suffix_of(path)
