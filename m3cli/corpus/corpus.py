@@ -72,37 +72,79 @@ def read_corpus(request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | 
     Raises UsageError for a path or commit that does not exist, CorpusError for one that cannot be
     read or when no text is found at all.
     """
+    return CorpusReading(request, stdin, cwd).corpus
+
+
+class CorpusReading:
+    """A corpus that is read when it is needed, once. Raises what `read_corpus` does."""
+
+    def __init__(self, request: CorpusRequest, stdin: Callable[[], bytes], cwd: Path | None = None) -> None:
+        self._request = request
+        self._stdin = stdin
+        self._cwd = cwd
+        self._corpus: Corpus | None = None
+
+    @property
+    def corpus(self) -> Corpus:
+        """All of it."""
+        if self._corpus is None:
+            for _ in self.chunks():
+                pass
+        assert self._corpus is not None
+        return self._corpus
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All chunks in order, each as soon as its place is known."""
+        if self._corpus is not None:
+            yield from self._corpus.chunks
+            return
+        request = self._request
+        collected = collect(
+            request.paths,
+            request.walk,
+            listed=request.listed,
+            stdin=self._stdin,
+            cwd=self._cwd or _current_directory(),
+            ref=request.ref,
+        )
+        outputs = {output.resolve() for output in request.outputs}
+        wanted = [source for source in collected.sources if not _is_among(source, outputs)]
+        sources, too_large = _within_limits(wanted, request.limits)
+        unread: list[Skip] = []
+        read: dict[str, list[Chunk]] = {}
+        for result in self._documents(sources):
+            if isinstance(result, Skip):
+                unread.append(result)
+                continue
+            read[result.path] = chunk_document(result)
+            if request.order == "path":
+                yield from read[result.path]
+        paths, order, notes = _ordered(list(read), sources, request.order)
+        skips = (*collected.skips, *too_large, *unread)
+        if not paths:
+            raise CorpusError(
+                f"There is no text to read in {_named((*request.paths, *request.listed))}{_why(skips)}.",
+                _remedy(skips),
+            )
+        chunks = tuple(chunk for path in paths for chunk in read[path])
+        self._corpus = Corpus(tuple(paths), chunks, skips, (*collected.notes, *notes), order)
+        if request.order != "path":
+            yield from chunks
+
+    def _documents(self, sources: Iterable[Source]) -> Iterator[Document | Skip]:
+        results = read_documents(with_data(sources), self._request.limits, self._request.extract)
+        if self._request.compress or self._request.strip_comments:
+            return _reduced(results, self._request)
+        return results
+
+
+def _current_directory() -> Path:
     try:
-        here = cwd or Path.cwd()
+        return Path.cwd()
     except FileNotFoundError as error:
         raise UsageError(
             "The current directory does not exist any more.", "Change to another one."
         ) from error
-    collected = collect(
-        request.paths, request.walk, listed=request.listed, stdin=stdin, cwd=here, ref=request.ref
-    )
-    outputs = {output.resolve() for output in request.outputs}
-    wanted = [source for source in collected.sources if not _is_among(source, outputs)]
-    sources, too_large = _within_limits(wanted, request.limits)
-    unread: list[Skip] = []
-    chunks: dict[str, list[Chunk]] = {}
-    results = read_documents(with_data(sources), request.limits, request.extract)
-    if request.compress or request.strip_comments:
-        results = _reduced(results, request)
-    for result in results:
-        if isinstance(result, Skip):
-            unread.append(result)
-        else:
-            chunks[result.path] = chunk_document(result)
-    skips = (*collected.skips, *too_large, *unread)
-    paths, order, notes = _ordered(list(chunks), sources, request.order)
-    if not paths:
-        raise CorpusError(
-            f"There is no text to read in {_named((*request.paths, *request.listed))}{_why(skips)}.",
-            _remedy(skips),
-        )
-    in_order = tuple(chunk for path in paths for chunk in chunks[path])
-    return Corpus(tuple(paths), in_order, skips, (*collected.notes, *notes), order)
 
 
 def _reduced(results: Iterable[Document | Skip], request: CorpusRequest) -> Iterator[Document | Skip]:

@@ -15,7 +15,7 @@ import re
 import threading
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from m3cli.errors import ModelError
 from m3cli.model.pretokenizers import BOS_BY_DEFAULT, PATTERNS
@@ -36,7 +36,7 @@ _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6
 _NAMED_SPECIALS = ("bos", "eos", "eot", "eom")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What a thread encodes at a time: an interrupt waits for it, and Python's lock is taken once for it.
-_GROUP_CHARACTERS = 200_000
+_GROUP_CHARACTERS = 500_000
 # tiktoken's special token, of no model: it never comes out, and text that holds it is encoded apart. It
 # ends in nothing that it begins with, so two texts around it cannot make another one with it.
 _SEPARATOR = "\x00m3\x01"
@@ -81,16 +81,58 @@ class BPETokenizer:
         Characters that the vocabulary has no byte for are left out, as Hugging Face's tokenizers do,
         and lone surrogates become U+FFFD.
         """
-        return self._vocabulary.ids_of(self._vocabulary.encode([text])[0])
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Same as `encode` for each text, on all cores when there is enough to do."""
-        encoded = _in_parallel(lambda: self._vocabulary.encode, texts)
-        return list(map(self._vocabulary.ids_of, encoded)) if encoded else []
+        ids: list[list[int]] = []
+        for group, joined in self._in_parallel(Vocabulary.ranks, texts):
+            pieces = _split(joined, self._vocabulary.separator)
+            for number, count in enumerate(group.counts):
+                found = [each for _ in range(count) for each in self._vocabulary.ids_of(next(pieces))]
+                ids.append(group.odd.get(number, found))
+        return ids
 
     def count_batch(self, texts: Iterable[str]) -> list[int]:
         """How many ids each text has; `texts` are taken one by one while others are counted."""
-        return _in_parallel(lambda: self._vocabulary.count, texts)
+        counted: list[int] = []
+        for group, lengths in self._in_parallel(Vocabulary.lengths, texts):
+            parts = iter(lengths.tolist())
+            for number, count in enumerate(group.counts):
+                found = sum(next(parts) for _ in range(count))
+                counted.append(len(group.odd[number]) if number in group.odd else found)
+        return counted
+
+    def _in_parallel(
+        self, work: Callable[[Vocabulary, str], _T], texts: Iterable[str]
+    ) -> Iterator[tuple[_Group, _T]]:
+        """The groups of `texts`, in order, and for each the `work` done on its joined text.
+
+        With threads if there is more than one group. They do nothing else, since Python's lock is held by
+        the thread that takes the texts, which may be busy making them.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        groups = _groups(texts)
+        first = next(groups, None)
+        if first is None:
+            return
+        vocabulary = self._vocabulary
+        second = next(groups, None)
+        if second is None:
+            text, group = vocabulary.join(first)
+            yield group, work(vocabulary, text)
+            return
+        pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        try:
+            running = []
+            for some in chain((first, second), groups):
+                text, group = vocabulary.join(some)
+                running.append((group, pool.submit(work, vocabulary, text)))
+            for group, future in running:
+                yield group, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what has not begun
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of template text: the strings of special tokens become their ids."""
@@ -162,9 +204,9 @@ class Vocabulary:
                 unusable[rank] = text
         self.ids: NDArray[np.int32] = np.asarray(ids, np.int32)
         self.undone = _undo(unusable, merges, content) if unusable else {}
-        self._separator = len(ids)
+        self.separator = len(ids)
         self._sizes = np.ones(len(ids) + 1, np.int32)  # ids that a rank stands for
-        self._sizes[self._separator] = 0
+        self._sizes[self.separator] = 0
         for rank, undone in self.undone.items():
             self._sizes[rank] = len(undone)
         self._ranks = ranks
@@ -175,65 +217,18 @@ class Vocabulary:
         longest_first = sorted(self.specials, key=lambda text: (-len(text), text))
         self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Ranks of each text."""
-        import numpy as np
+    def join(self, texts: Sequence[str]) -> tuple[str, _Group]:
+        """`texts` as one, with tiktoken's special token between, at which it cuts.
 
-        joined, counts, odd = self._encode_joined(texts)
-        pieces = iter(_split(joined, self._separator))
-        ranks = []
-        for number, count in enumerate(counts):
-            found = [next(pieces) for _ in range(count)]
-            if number in odd:
-                ranks.append(np.asarray(odd[number], np.uint32))
-            else:
-                ranks.append(found[0] if count == 1 else np.concatenate(found))
-        return ranks
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """How many ids each text has."""
-        import numpy as np
-
-        joined, counts, odd = self._encode_joined(texts)
-        ends = np.append((joined == self._separator).nonzero()[0], len(joined))
-        sizes = self._sizes[joined] if self.undone else None
-        if sizes is not None and (sizes > 1).any():
-            lengths = np.diff(np.append(0, np.cumsum(sizes))[ends], prepend=0)
-        else:
-            lengths = np.diff(ends, prepend=-1) - 1
-        parts = iter(lengths.tolist())
-        return [
-            len(self.ids_of(np.asarray(odd[number], np.uint32)))
-            if number in odd
-            else sum(next(parts) for _ in range(count))
-            for number, count in enumerate(counts)
-        ]
-
-    def ids_of(self, ranks: NDArray[np.uint32]) -> list[int]:
-        """The ids that `ranks` stand for."""
-        if self.undone and (self._sizes[ranks] > 1).any():
-            return [i for rank in ranks.tolist() for i in self.undone.get(rank, (int(self.ids[rank]),))]
-        ids: list[int] = self.ids[ranks].tolist()
-        return ids
-
-    def _encode_joined(
-        self, texts: Sequence[str]
-    ) -> tuple[NDArray[np.uint32], list[int], dict[int, list[int]]]:
-        """Ranks of all parts of all texts with a separator between, and of each text the number of parts.
-
-        All are encoded in one call, with tiktoken's special token between them, at which it cuts: a
-        call for each would cost as much again in waiting for Python's lock, with several threads.
-        The ranks of a text that cannot be among them are in the dictionary, by its number.
+        A call of tiktoken for each text would cost as much again in waiting for Python's lock.
         """
-        import numpy as np
-
         parts: list[str] = []
         counts: list[int] = []
         odd: dict[int, list[int]] = {}
         for number, text in enumerate(texts):
             plain = self._plain(text)
             if plain is None:
-                odd[number] = self._encode_odd(text)
+                odd[number] = self._odd_ids(text)
                 counts.append(0)
             elif len(plain) > _LONGEST_PART:
                 before = len(parts)
@@ -242,9 +237,33 @@ class Vocabulary:
             else:
                 parts.append(plain)
                 counts.append(1)
-        text = _SEPARATOR.join(parts)
-        encode = self._encoding_for(len(text))._core_bpe.encode_to_tiktoken_buffer
-        return np.frombuffer(encode(text, {_SEPARATOR}), np.uint32), counts, odd
+        return _SEPARATOR.join(parts), _Group(counts, odd)
+
+    def ranks(self, text: str) -> NDArray[np.uint32]:
+        """The ranks of texts that were joined, with separators."""
+        import numpy as np
+
+        encoding = self._encoding_for(len(text))
+        return np.frombuffer(encoding._core_bpe.encode_to_tiktoken_buffer(text, {_SEPARATOR}), np.uint32)
+
+    def lengths(self, text: str) -> NDArray[np.int64]:
+        """How many ids each of texts has that were joined."""
+        import numpy as np
+
+        joined = self.ranks(text)
+        ends = np.append((joined == self.separator).nonzero()[0], len(joined))
+        sizes = self._sizes[joined] if self.undone else None
+        lengths: NDArray[np.int64] = np.diff(ends, prepend=-1) - 1
+        if sizes is not None and (sizes > 1).any():
+            lengths = np.diff(np.append(0, np.cumsum(sizes))[ends], prepend=0)
+        return lengths
+
+    def ids_of(self, ranks: NDArray[np.uint32]) -> list[int]:
+        """The ids that `ranks` stand for."""
+        if self.undone and (self._sizes[ranks] > 1).any():
+            return [i for rank in ranks.tolist() for i in self.undone.get(rank, (int(self.ids[rank]),))]
+        ids: list[int] = self.ids[ranks].tolist()
+        return ids
 
     def _encoding_for(self, characters: int) -> tiktoken.Encoding:
         """The encoder for so much text in this thread.
@@ -270,7 +289,7 @@ class Vocabulary:
             "m3",
             pat_str=self.pattern,
             mergeable_ranks=self._ranks,
-            special_tokens={_SEPARATOR: self._separator},
+            special_tokens={_SEPARATOR: self.separator},
         )
 
     def _plain(self, text: str) -> str | None:
@@ -285,12 +304,13 @@ class Vocabulary:
         holed = self.missing_bytes and len(data.translate(None, self.missing_bytes)) != len(data)
         return None if holed or _SEPARATOR in text else text
 
-    def _encode_odd(self, text: str) -> list[int]:
+    def _odd_ids(self, text: str) -> list[int]:
         """Encode piece by piece, leaving out the bytes that the vocabulary lacks.
 
         They have to go after the split and before the merges, where tiktoken cannot be reached; so
         the pieces are cut here. Rare: such bytes are control characters and unused planes.
         """
+        import numpy as np
         import regex
 
         ranks: list[int] = []
@@ -299,7 +319,14 @@ class Vocabulary:
                 piece = match.group().encode("utf-8").translate(None, self.missing_bytes)
                 if piece:
                     ranks += self._encoding._encode_single_piece(piece)
-        return ranks
+        return self.ids_of(np.asarray(ranks, np.uint32))
+
+
+class _Group(NamedTuple):
+    """Texts that were joined: the parts of each, and the ids of those that are not among them."""
+
+    counts: list[int]
+    odd: dict[int, list[int]]
 
 
 def load_tokenizer(header: Header) -> BPETokenizer | None:
@@ -349,29 +376,6 @@ def _split(ranks: NDArray[np.uint32], separator: int) -> Iterator[NDArray[np.uin
     for end in (*(ranks == separator).nonzero()[0].tolist(), len(ranks)):
         yield ranks[start:end]
         start = end + 1
-
-
-def _in_parallel(make_work: Callable[[], Callable[[list[str]], list[_T]]], texts: Iterable[str]) -> list[_T]:
-    """Work done on groups of `texts`, with threads if there is more than one group; in order.
-
-    What does the work is made in this thread, and only if there is any.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    groups = _groups(texts)
-    first = next(groups, None)
-    if first is None:
-        return []
-    work = make_work()
-    second = next(groups, None)
-    if second is None:
-        return work(first)
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
-    try:
-        running = [pool.submit(work, group) for group in chain((first, second), groups)]
-        return [result for future in running for result in future.result()]
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what has not begun
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.chunks import refine
-from m3cli.corpus.corpus import Corpus, CorpusRequest, read_corpus
+from m3cli.corpus.corpus import Corpus, CorpusReading, CorpusRequest
 from m3cli.prompt.export import FORMATS
 from m3cli.prompt.layout import numbered
 from m3cli.prompt.pack import Pack, pack_chunks, split_chunks
@@ -67,7 +67,7 @@ def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
 
     Raises UsageError, CorpusError, and DoesNotFitError when the budget is too small for anything.
     """
-    corpus = read_corpus(request.corpus, stdin)
+    reading = CorpusReading(request.corpus, stdin)
     count = request.tokenizer.count_batch if request.tokenizer is not None else _estimate
     redacted: Mapping[str, int] = {}
 
@@ -84,10 +84,10 @@ def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
         redacted = redactor.counts
 
     def whole() -> Iterator[Chunk]:
-        return prepared(corpus.chunks)
+        return prepared(reading.chunks())
 
     def refined() -> Iterator[Chunk]:
-        return prepared(refine(corpus.chunks))
+        return prepared(refine(reading.corpus.chunks))
 
     layout = FORMATS[request.format]
     split: list[Pack] = []
@@ -101,7 +101,7 @@ def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
         packed = pack_chunks(
             whole(), count, budget=request.budget, question=request.query, layout=layout, refined=refined
         )
-    return PackResult(corpus, packed, request.counted_by, redacted, tuple(split))
+    return PackResult(reading.corpus, packed, request.counted_by, redacted, tuple(split))
 
 
 def _sum(packs: Sequence[Pack]) -> Pack:

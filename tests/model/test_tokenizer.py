@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3cli.errors import ModelError
+from m3cli.model import tokenizer
 from m3cli.model.header import read_header
 from m3cli.model.pretokenizers import PATTERNS
 from m3cli.model.tokenizer import BPETokenizer, load_tokenizer
@@ -202,6 +203,17 @@ def test_batch_is_the_same_as_one_by_one(smollm2: Pair) -> None:
     samples = ["", *python_sources(0.4), "a\x04b", ""]
     assert smollm2.ours.encode_batch(samples) == [smollm2.ours.encode(text) for text in samples]
     assert smollm2.ours.encode_batch([]) == []
+    assert smollm2.ours.count_batch(iter(samples)) == [len(smollm2.ours.encode(text)) for text in samples]
+    assert smollm2.ours.count_batch([]) == []
+
+
+@given(st.lists(st.text("\x00m3\x01 a"), max_size=6))
+def test_texts_that_spell_the_separator_are_still_themselves(smollm2: Pair, texts: list[str]) -> None:
+    """What stands between texts inside a call cannot be forged by them, nor put together from two."""
+    texts = [*texts, *(tokenizer._SEPARATOR[i:] for i in range(4)), tokenizer._SEPARATOR * 2]
+    expected = [e.ids for e in smollm2.reference.encode_batch(texts, add_special_tokens=False)]
+    assert smollm2.ours.encode_batch(texts) == expected
+    assert smollm2.ours.count_batch(texts) == list(map(len, expected))
 
 
 def test_bos_follows_the_file_and_else_llama_cpp(tmp_path: Path) -> None:
