@@ -48,7 +48,7 @@ class Settings:
     ctx: int = 0
     max_tokens: int = 0
     strategy: Literal["auto", "whole", "select"] = "auto"
-    order: Literal["auto", "churn", "path", "given"] = "auto"
+    order: Literal["auto", "churn", "path", "given", "dependency", "relevance"] = "auto"
     think: Literal["off", "on", "adaptive"] = "off"
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"

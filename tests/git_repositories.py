@@ -45,11 +45,11 @@ def write(directory: Path, files: Mapping[str, str | bytes]) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def commit(directory: Path, files: Mapping[str, str | bytes]) -> str:
+def commit(directory: Path, files: Mapping[str, str | bytes], message: str = "x") -> str:
     """Write `files`, commit all that is there, ignored or not; return the commit's id."""
     write(directory, files)
     git(directory, "add", "--all", "--force", ".")
-    git(directory, "commit", "--quiet", "--allow-empty", "--message=x")
+    git(directory, "commit", "--quiet", "--allow-empty", f"--message={message}")
     return head(directory)
 
 

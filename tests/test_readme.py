@@ -94,3 +94,25 @@ def test_links_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+FEATURES = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in README.partition("| shown by |")[2].splitlines()[2:]
+    if line.startswith("|")
+]
+TESTS = {
+    name
+    for file in (REPOSITORY / "tests").rglob("test_*.py")
+    for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)
+}
+
+
+@pytest.mark.parametrize("row", FEATURES, ids=lambda row: row[0])
+def test_a_feature_of_the_table_has_a_test_or_a_reason(row: list[str]) -> None:
+    """What the comparison claims names the test that shows it; what m3 lacks says why."""
+    _, _, how, shown = row
+    if shown:
+        assert shown.strip("`") in TESTS
+    else:
+        assert how.startswith("no, because ")

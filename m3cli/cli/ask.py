@@ -71,6 +71,7 @@ def ask(
         no_ignore=no_ignore,
         order=settings.order,
         ref=ref,
+        question=question,
     )
     context = values.context_request(corpus, settings, allow_dense=allow_dense)
     request = AskRequest(question, context, values.sampling(settings))

@@ -68,6 +68,24 @@ NotebookOutputs = Annotated[
         rich_help_panel=CORPUS_PANEL,
     ),
 ]
+Diff = Annotated[
+    bool,
+    typer.Option(
+        "--diff", help="Add the changes that are not committed, as a diff.", rich_help_panel=CORPUS_PANEL
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REF", help="Add the changes since this commit, as a diff.", rich_help_panel=CORPUS_PANEL
+    ),
+]
+Log = Annotated[
+    int,
+    typer.Option(
+        "--log", min=0, metavar="N", help="Add the last N commit messages.", rich_help_panel=CORPUS_PANEL
+    ),
+]
 Compress = Annotated[
     bool,
     typer.Option(
@@ -145,12 +163,15 @@ class OrderChoice(str, Enum):
     churn = "churn"
     path = "path"
     given = "given"
+    dependency = "dependency"
+    relevance = "relevance"
 
 
 Order = Annotated[
     OrderChoice | None,
     typer.Option(
-        help="Order of files: what changes often last (churn), path, as given (auto: churn in git trees).",
+        help="Order of files: what changes often last (churn), path, as given, definitions before uses "
+        "(dependency), what matches the question last (relevance) (auto: churn in git trees).",
         rich_help_panel=CORPUS_PANEL,
     ),
 ]

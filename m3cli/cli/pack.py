@@ -86,6 +86,9 @@ def pack(
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
+    diff: options.Diff = False,
+    base: options.Base = None,
+    log: options.Log = 0,
     compress: options.Compress = False,
     strip_comments: options.StripComments = False,
     template: Annotated[
@@ -164,8 +167,11 @@ def pack(
         order="path" if order is None else settings.order,
         ref=ref,
         outputs=target.files(),
+        question=query,
         compress=compress,
         strip_comments=strip_comments,
+        diff=base or ("HEAD" if diff else None),
+        log=log,
     )
     with _tokenizer(settings) as (tokenizer, name, memo):
         request = PackRequest(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from m3cli.corpus.corpus import CorpusRequest
+    from m3cli.corpus.order import Order
     from m3cli.engine.events import CacheConfig, Engine, EngineConfig, Sampling
     from m3cli.engine.snapshots import SnapshotStore
     from m3cli.report.ask_console import AskConsole
@@ -60,11 +61,14 @@ def corpus_request(
     files_from: str | None,
     null: bool,
     no_ignore: bool,
-    order: Literal["auto", "churn", "path", "given"] = "path",
+    order: Literal["auto"] | Order = "path",
     ref: str | None = None,
     outputs: tuple[Path, ...] = (),
+    question: str = "",
     compress: bool = False,
     strip_comments: bool = False,
+    diff: str | None = None,
+    log: int = 0,
 ) -> CorpusRequest:
     """What to read. Raises UsageError if nothing is named or the path list cannot be read."""
     from m3cli.corpus.corpus import CorpusRequest
@@ -102,8 +106,11 @@ def corpus_request(
         limits=DocumentLimits(max_bytes=settings.max_file_size, explicit_max_bytes=given_limit),
         extract=ExtractOptions(html=settings.html_text, outputs=settings.notebook_outputs),
         outputs=outputs,
+        question=question,
         compress=compress,
         strip_comments=strip_comments,
+        diff=diff,
+        log=log,
         ref=ref,
         order=order,
     )

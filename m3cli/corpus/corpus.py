@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from m3cli.corpus.arrange import arranged
 from m3cli.corpus.chunks import chunk_document
 from m3cli.corpus.documents import DocumentLimits, read_documents
 from m3cli.corpus.extract import ExtractOptions
-from m3cli.corpus.history import Standings
-from m3cli.corpus.names import printable
-from m3cli.corpus.order import Order, State, by_argument, by_churn
+from m3cli.corpus.repositories import git_sections, with_clones
 from m3cli.corpus.revision import with_data
 from m3cli.corpus.sources import WalkOptions, collect
 from m3cli.corpus.types import Skip, SkipReason, skip_counts
-from m3cli.corpus.worktree import GitError
 from m3cli.errors import CorpusError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+    from m3cli.corpus.order import Order
     from m3cli.corpus.types import Chunk, Document, Source
 
 
@@ -36,7 +36,9 @@ class CorpusRequest:
     `strip_comments` leaves comments out of source code, `compress` the bodies of functions.
     `ref` names a commit, at which everything but standard input is read instead of on the disk.
     `order` is explained in `m3cli.corpus.order`; `auto` is churn if all files are in git work trees,
-    else path.
+    else path; relevance is that for `question`. At the end stand, if asked for, the changes of each
+    work tree since the commit `diff`, and its last `log` commits. A path may be the URL of a remote
+    repository, which is then cloned for the time of reading, at `ref`.
     """
 
     paths: tuple[str, ...]
@@ -47,8 +49,11 @@ class CorpusRequest:
     outputs: tuple[Path, ...] = ()
     ref: str | None = None
     order: Literal["auto"] | Order = "path"
+    question: str = ""
     compress: bool = False
     strip_comments: bool = False
+    diff: str | None = None
+    log: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +103,23 @@ class CorpusReading:
         if self._corpus is not None:
             yield from self._corpus.chunks
             return
-        request = self._request
+        with ExitStack() as stack:
+            yield from self._read(with_clones(self._request, stack))
+
+    def _read(self, request: CorpusRequest) -> Iterator[Chunk]:
+        cwd = self._cwd or _current_directory()
         collected = collect(
             request.paths,
             request.walk,
             listed=request.listed,
             stdin=self._stdin,
-            cwd=self._cwd or _current_directory(),
+            cwd=cwd,
             ref=request.ref,
         )
         outputs = {output.resolve() for output in request.outputs}
         wanted = [source for source in collected.sources if not _is_among(source, outputs)]
         sources, too_large = _within_limits(wanted, request.limits)
+        # 1. the files
         unread: list[Skip] = []
         read: dict[str, list[Chunk]] = {}
         for result in self._documents(sources):
@@ -119,17 +129,23 @@ class CorpusReading:
             read[result.path] = chunk_document(result)
             if request.order == "path":
                 yield from read[result.path]
-        paths, order, notes = _ordered(list(read), sources, request.order)
         skips = (*collected.skips, *too_large, *unread)
-        if not paths:
+        if not read:
             raise CorpusError(
                 f"There is no text to read in {_named((*request.paths, *request.listed))}{_why(skips)}.",
                 _remedy(skips),
             )
+        paths, order, notes = arranged(read, sources, request.order, request.question)
+        if request.order != "path":
+            for path in paths:
+                yield from read[path]
+        # 2. what git says of them, which changes most
+        for document in git_sections(request, cwd, read):
+            read[document.path] = chunk_document(document)
+            paths.append(document.path)
+            yield from read[document.path]
         chunks = tuple(chunk for path in paths for chunk in read[path])
         self._corpus = Corpus(tuple(paths), chunks, skips, (*collected.notes, *notes), order)
-        if request.order != "path":
-            yield from chunks
 
     def _documents(self, sources: Iterable[Source]) -> Iterator[Document | Skip]:
         results = read_documents(with_data(sources), self._request.limits, self._request.extract)
@@ -193,32 +209,6 @@ def _within_limits(sources: Iterable[Source], limits: DocumentLimits) -> tuple[l
             words = f"{source.blob.size:,} bytes, the limit is {limit:,}"
             skips.append(Skip(source.path, SkipReason.TOO_LARGE, words))
     return kept, skips
-
-
-def _ordered(
-    paths: list[str], sources: Iterable[Source], wanted: Literal["auto"] | Order
-) -> tuple[list[str], Order, list[str]]:
-    """`paths`, which come in path order, in the order that is `wanted`, its name, and notes."""
-    by_path = {source.path: source for source in sources}
-    read = [by_path[path] for path in paths]
-    if wanted == "given":
-        return [paths[i] for i in by_argument([source.argument for source in read])], "given", []
-    if wanted == "path" or (wanted == "auto" and len(paths) < 2):
-        return paths, "path", []
-    standings = Standings()
-    try:
-        known = standings.of(read)
-    except GitError as error:
-        return paths, "path", [f"The files stand in path order, not by churn: {printable(str(error))}."]
-    notes = [printable(note) for note in standings.notes]
-    outside = sum(standing.state is State.OUTSIDE for standing in known)
-    if outside and wanted == "auto":
-        return paths, "path", []
-    if outside:
-        notes.append(f"{outside} of {len(paths)} files are in no git work tree; their churn is unknown.")
-    if not any(standing.state is State.COMMITTED or standing.touches for standing in known):
-        return paths, "path", notes  # nothing is known of any of them
-    return [paths[i] for i in by_churn(known)], "churn", notes
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -7,9 +7,11 @@ the question, the prefix, are the same for every question, and their KV cache is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import read_corpus
 from m3cli.engine.events import CacheConfig, EngineConfig
 from m3cli.memo import Memo
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from m3cli.corpus.corpus import Corpus, CorpusRequest
+    from m3cli.corpus.types import Chunk
     from m3cli.engine.events import Engine, KVType
     from m3cli.model.catalog import ModelRef
     from m3cli.prompt.pack import Pack, Strategy
@@ -152,9 +155,14 @@ class Context:
             budget=window.room(bare),
             strategy=strategy or self.request.strategy,
             question=question,
+            refined=lambda: self._refined,
         )
         tokens = bare + pack.tokens
         return Packed(self.model, self.corpus, pack, tokens, window.answer, window.n_ctx(tokens))
+
+    @cached_property
+    def _refined(self) -> list[Chunk]:
+        return list(refine(self.corpus.chunks))
 
     def prompt(self, parts: Sequence[str], question: str, history: Sequence[Turn] = ()) -> Prompt:
         """Instructions, `parts` of the corpus, what was said so far, and the question."""

@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.git_repositories import commit, make_repository
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -274,3 +276,69 @@ def test_copying_to_the_clipboard(m3: Run, tmp_path: Path) -> None:
     none = m3("pack", "a.txt", "--copy", cwd=tmp_path, PATH=str(tools / "none"), DISPLAY="")
     assert none.returncode == 3
     assert "There is no clipboard" in none.stderr
+
+
+def test_diff_and_log_sections(m3: Run, tmp_path: Path) -> None:
+    """Uncommitted changes and commit messages stand at the end, in every order; without git an error."""
+    tree = make_repository(tmp_path / "r", {"a.py": "a = 1\n", "z.py": "z = 1\n"})
+    commit(tree, {"a.py": "a = 2\n"}, "Second commit")
+    (tree / "a.py").write_text("a = 3\n")
+    for order in ("path", "churn"):
+        done = m3("pack", ".", "--diff", "--log", "5", "--order", order, "-f", "json", cwd=tree)
+        assert done.returncode == 0, done.stderr
+        files = json.loads(done.stdout)["files"]
+        assert [file["path"] for file in files][2:] == ["git log -5", "git diff HEAD"]
+        assert "Second commit" in files[2]["text"]
+        assert "-a = 2\n+a = 3\n" in files[3]["text"]
+    since = json.loads(m3("pack", ".", "--base", "HEAD~1", "-f", "json", cwd=tree).stdout)["files"]
+    assert "-a = 1\n+a = 3\n" in since[-1]["text"]
+    (tree / "a.py").write_text("a = 2\n")
+    assert "git diff" not in m3("pack", ".", "--diff", cwd=tree).stdout
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a.py").write_text("x")
+    failed = m3("pack", ".", "--diff", cwd=outside)
+    assert failed.returncode == 2
+    assert "git work tree" in failed.stderr
+    assert m3("pack", ".", "--base", "nothing", cwd=tree).returncode == 2
+
+
+def test_a_remote_repository_is_packed(m3: Run, tmp_path: Path) -> None:
+    """A URL is cloned for the time of packing, at a branch or tag if one is named, and nothing stays."""
+    tree = make_repository(tmp_path / "origin", {"src/a.py": "a = 1\n", ".gitignore": "b\n"})
+    subprocess.run(["git", "-C", str(tree), "tag", "v1"], check=True)
+    commit(tree, {"src/a.py": "a = 2\n"}, "Second commit")
+    url = tree.as_uri()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    done = m3("pack", url, "-f", "json", "--log", "2", cwd=place, TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    files = {file["path"]: file["text"] for file in json.loads(done.stdout)["files"]}
+    assert files["src/a.py"] == "a = 2\n"
+    assert "Second commit" in files["git log -2"]
+    old = m3("pack", url, "--ref", "v1", "-f", "json", cwd=place, TMPDIR=str(temporary))
+    assert json.loads(old.stdout)["files"][0]["text"] == "a = 1\n"
+    assert list(temporary.iterdir()) == []
+    missing = m3("pack", (tmp_path / "nothing").as_uri(), cwd=place, TMPDIR=str(temporary))
+    assert missing.returncode in (2, 3)
+    assert "Traceback" not in missing.stderr
+
+
+def test_orders_by_import_and_by_question(m3: Run, tmp_path: Path) -> None:
+    """Definitions stand before uses; what matches the question best stands last."""
+    for name, text in {
+        "a.py": "import c\n\nprint(c.retry)\n",
+        "b.py": "# nothing\n",
+        "c.py": "retry = 3  # retry logic retry\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+
+    def paths(*options: str) -> list[str]:
+        done = m3("pack", ".", "-f", "json", *options, cwd=tmp_path)
+        return [file["path"] for file in json.loads(done.stdout)["files"]]
+
+    assert paths("--order", "dependency") == ["b.py", "c.py", "a.py"]
+    assert paths("--order", "relevance", "--query", "retry logic") == ["b.py", "a.py", "c.py"]
+    assert m3("pack", ".", "--order", "relevance", cwd=tmp_path).returncode == 2
