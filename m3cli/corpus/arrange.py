@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from m3cli.corpus.history import Standings
+from m3cli.corpus.imports import dependencies
 from m3cli.corpus.names import printable
-from m3cli.corpus.order import Order, State, by_argument, by_churn
+from m3cli.corpus.order import Order, State, by_argument, by_churn, by_dependency, by_relevance
+from m3cli.corpus.search import score_documents
 from m3cli.corpus.syntax import is_available
 from m3cli.corpus.worktree import GitError
 from m3cli.errors import MachineError, UsageError
@@ -36,20 +39,16 @@ def arranged(
                 "The order of dependencies needs parsers that are not installed.",
                 "Install them: pip install 'm3cli[code]'.",
             )
-        from m3cli.corpus.imports import dependencies
-        from m3cli.corpus.order import by_dependency
-
-        texts = {path: "".join(chunk.text for chunk in chunks) for path, chunks in read.items()}
-        return [paths[i] for i in by_dependency(paths, dependencies(texts))], wanted, []
+        # Imports name the directory that was named, if that is a package.
+        root = _root_name(sources)
+        texts = {root + path: "".join(chunk.text for chunk in chunks) for path, chunks in read.items()}
+        return [paths[i] for i in by_dependency(list(texts), dependencies(texts))], wanted, []
     if wanted == "relevance":
         if not question.strip():
             raise UsageError(
                 "The order of relevance needs a question.",
                 "Ask one (m3 pack: --query), or choose another order.",
             )
-        from m3cli.corpus.order import by_relevance
-        from m3cli.corpus.search import score_documents
-
         scores = score_documents([chunk for chunks in read.values() for chunk in chunks], question)
         return [paths[i] for i in by_relevance([scores[path] for path in paths])], wanted, []
     by_path = {source.path: source for source in sources}
@@ -57,6 +56,14 @@ def arranged(
     if wanted == "given":
         return [paths[i] for i in by_argument([source.argument for source in found])], wanted, []
     return _by_churn(paths, found, may_not=wanted == "auto")
+
+
+def _root_name(sources: Iterable[Source]) -> str:
+    """The name of the directory that all paths are relative to, with a slash; empty if there is none."""
+    for source in sources:
+        if source.file is not None and str(source.file).endswith(f"/{source.path}"):
+            return Path(str(source.file)[: -len(source.path) - 1]).name + "/"
+    return ""
 
 
 def _by_churn(

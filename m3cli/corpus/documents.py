@@ -7,7 +7,7 @@ import re
 import stat
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from m3cli.corpus.decoding import decode
 from m3cli.corpus.extract import ExtractOptions, document_kind, extract, is_extracted, notebook_text
@@ -42,6 +42,8 @@ _MINIFIED_SIZE = 5_000  # characters; a short file on one line costs nothing
 _MINIFIED_LINE = 500  # characters a line on average; written code has 20 to 60
 
 _HEAD_BYTES = 8192
+_MANY_BYTES = 50_000_000  # from here on, a file is read once more rather than be in memory for nothing
+_PIECE = 1 << 20
 _HEAD_LINES = 20
 _HEAD_CHARACTERS = 2_000
 _COMMENT = re.compile(
@@ -174,6 +176,9 @@ def _read(source: Source, limit: int | None, options: ExtractOptions) -> bytes |
                 if first is SkipReason.BINARY and not document_kind(source.path, head, options):
                     return Skip(source.path, first, kind)
                 file.seek(0)
+                if status.st_size > _MANY_BYTES and b"\0" not in head and _holds_nul(file):
+                    return Skip(source.path, SkipReason.BINARY, "NUL bytes")
+                file.seek(0)
             data = file.read(status.st_size + 1)
             if len(data) > status.st_size:  # it grows
                 data += file.read() if limit is None else file.read(limit + 1 - len(data))
@@ -183,6 +188,11 @@ def _read(source: Source, limit: int | None, options: ExtractOptions) -> bytes |
     if limit is not None and len(data) > limit:
         return _too_large(source, len(data), limit)
     return data
+
+
+def _holds_nul(file: BinaryIO) -> bool:
+    """Whether a file that begins as text goes on with NUL bytes, as a sparse one does; without keeping it."""
+    return any(b"\0" in piece for piece in iter(lambda: file.read(_PIECE), b""))
 
 
 def _unreadable(source: Source, reason: SkipReason, words: str, cause: Exception | None = None) -> Skip:

@@ -132,11 +132,15 @@ def read_tree(top: bytes, commit: str, *, sizes: bool = False) -> dict[bytes, Tr
     return files
 
 
-def read_blobs(top: bytes, ids: Sequence[str]) -> list[bytes]:
-    """The contents that `ids` name, all in memory. Raises GitError, also when one is missing."""
+def read_blobs(top: bytes, ids: Sequence[str], environment: Mapping[str, str] | None = None) -> list[bytes]:
+    """The contents that `ids` name, all in memory. Raises GitError, also when one is missing.
+
+    `environment` is that of `run_git`.
+    """
     if not ids:
         return []
-    answer = run_git(top, "cat-file", "--batch", "--buffer", stdin="".join(f"{i}\n" for i in ids).encode())
+    names = "".join(f"{name}\n" for name in ids).encode()
+    answer = run_git(top, "cat-file", "--batch", "--buffer", stdin=names, environment=environment)
     blobs: list[bytes] = []
     position = 0
     for _ in ids:
@@ -161,12 +165,12 @@ def differs(file: bytes, blob_id: str) -> bool:
             data = stream.read()
     except OSError:
         return True
-    return blob_id != _blob_id(data, blob_id) and (
-        b"\r\n" not in data or blob_id != _blob_id(data.replace(b"\r\n", b"\n"), blob_id)
+    return blob_id != id_of_blob(data, blob_id) and (
+        b"\r\n" not in data or blob_id != id_of_blob(data.replace(b"\r\n", b"\n"), blob_id)
     )
 
 
-def _blob_id(data: bytes, like: str) -> str:
+def id_of_blob(data: bytes, like: str) -> str:
     """What git would call `data`, in a repository whose ids look `like` this."""
     algorithm = "sha1" if len(like) == 40 else "sha256"
     digest = hashlib.new(algorithm, b"blob %d\0" % len(data), usedforsecurity=False)

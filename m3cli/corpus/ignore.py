@@ -104,6 +104,18 @@ class IgnoreRules:
 
     def match(self, path: bytes, name: bytes, is_directory: bool) -> Pattern | None:
         """Return the last pattern that matches `path`, whose last component is `name`."""
+        found = self._find(path, name, is_directory)
+        return self._patterns[found] if found >= 0 else None
+
+    def covers(self, path: bytes) -> bool:
+        """Tell if the last pattern that matches the file `path`, or a directory above it, is not negated."""
+        found, is_directory = -1, False
+        while len(path) >= self.base:
+            found = max(found, self._find(path, path[path.rfind(b"/") + 1 :], is_directory))
+            path, is_directory = path[: path.rfind(b"/")], True
+        return found >= 0 and not self._patterns[found].negated
+
+    def _find(self, path: bytes, name: bytes, is_directory: bool) -> int:
         expressions = self._expressions.get(is_directory)
         if expressions is None:
             expressions = (self._join(is_directory, True), self._join(is_directory, False))
@@ -118,7 +130,7 @@ class IgnoreRules:
             if hit := expression.match(path, self.base):
                 found = max(found, _index(hit))
                 break
-        return self._patterns[found] if found >= 0 else None
+        return found
 
     def _join(self, is_directory: bool, names_only: bool) -> list[re.Pattern[bytes]]:
         """Expressions for all patterns of a kind; the group that closes last names the pattern."""
@@ -174,6 +186,12 @@ def read_rules(
     if len(data) > IGNORE_FILE_LIMIT:
         raise OSError(f"larger than {IGNORE_FILE_LIMIT:,} bytes")
     return IgnoreRules(pattern_lines(data), base, label, binding=binding, ignore_case=ignore_case)
+
+
+def is_glob(line: bytes) -> bool:
+    """Tell if the pattern `line` can match anything."""
+    glob = Pattern.parse(line).glob
+    return bool(glob) and _translate(glob, count()) is not None
 
 
 def pattern_lines(data: bytes) -> list[bytes]:

@@ -1,7 +1,7 @@
 """A syntax tree's nodes → facts about lines, which are counted from 0 and called rows here.
 
 They are: where definitions begin, which rows are bodies of functions, and what is left of rows
-without their comments.
+without their comments. Beside them there are the statements that name other files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,18 @@ import re
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
-from m3cli.corpus.grammars import outer_first, outermost, parse
+from tree_sitter import Parser, Query, QueryCursor
+
+from m3cli.corpus.grammars import (
+    _READ,
+    _REPORTS,
+    _SURROGATE,
+    _is_rubble,
+    grammar,
+    outer_first,
+    outermost,
+    parse,
+)
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -23,6 +34,22 @@ _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 _BLANKS = b" \t"
 _MARGIN = 200  # bytes; what begins its line is indented by less
 _SPACE = b" \t\r\n\f\v"
+_INCLUDE = "(preproc_include path: [(string_literal) (system_lib_string)] @import)"
+_MODULE = """
+    (import_statement source: (string) @import) (export_statement source: (string) @import)
+    (call_expression function: (import) arguments: (arguments . (comment)* . (string) @import))
+    ((call_expression function: (identifier) @_name arguments: (arguments . (string) @import))
+      (#eq? @_name "require"))"""
+# The whole statement where several names are in it, else only what names the file.
+_IMPORTS = {
+    **dict.fromkeys(("c", "cpp", "cuda", "objc"), _INCLUDE),
+    "go": "(import_spec path: (_) @import)",
+    "java": "(import_declaration) @import",
+    "javascript": _MODULE,
+    "python": "[(import_statement) (import_from_statement)] @import",
+    "rust": "(source_file (use_declaration) @import) (source_file (mod_item !body) @import)",
+    **dict.fromkeys(("tsx", "typescript"), _MODULE + "(import_require_clause source: (string) @import)"),
+}
 
 
 def definition_rows(language: str, text: str) -> dict[int, int] | None:
@@ -266,6 +293,36 @@ def _cut(line: bytes, spans: list[tuple[int, int]]) -> bytes | None:
             result += b" "
     result += line[at:length]
     return bytes(result) + line[length:] if result.strip() else None
+
+
+def import_statements(language: str, text: str) -> list[str] | None:
+    """Give the statements that import, or only the quoted name in those that name one file.
+
+    They stand in the order of the text. In Rust they are those outside of inline modules, in which
+    `super` is the file itself. None if the text does not parse.
+    """
+    known, query = grammar(language), _IMPORTS.get(language)
+    if known is None or query is None:
+        return None
+    data = text.encode("utf-8", "surrogatepass")
+    data = _SURROGATE.sub("\ufffd".encode(), data.replace(b"\0", b" "))
+    reports = 0
+
+    def stop(_offset: int, _error: bool) -> bool:
+        nonlocal reports
+        reports += 1
+        return reports > _REPORTS
+
+    try:
+        tree = Parser(known.language).parse(
+            lambda offset, _point: data[offset : offset + _READ], encoding="utf8", progress_callback=stop
+        )
+    except ValueError:  # stopped
+        return None
+    if _is_rubble(tree.root_node):
+        return None
+    nodes = QueryCursor(Query(known.language, query)).captures(tree.root_node).get("import", [])
+    return [data[n.start_byte : n.end_byte].decode("utf-8", "replace") for n in outer_first(nodes)]
 
 
 def _of(nodes: dict[str, list[Node]], *roles: str) -> list[Node]:

@@ -8,10 +8,10 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from m3cli.corpus.names import shown, unused
+from m3cli.corpus.names import unused
 from m3cli.corpus.types import Document
-from m3cli.corpus.worktree import GitError, find_work_tree
-from m3cli.errors import CorpusError, UsageError
+from m3cli.corpus.worktree import find_work_tree
+from m3cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -37,21 +37,20 @@ def with_clones(request: CorpusRequest, stack: ExitStack) -> CorpusRequest:
         raise UsageError(
             "--ref cannot be of a remote repository and of local files at once.", "Pack them one by one."
         )
-    directories = {
-        url: str(stack.enter_context(cloned(url, request.ref, max(1, request.log)))) for url in remote
-    }
+    directories = {url: str(stack.enter_context(cloned(url, request.ref, 1 + request.log))) for url in remote}
     return replace(request, paths=tuple(directories.get(path, path) for path in request.paths), ref=None)
 
 
 def git_sections(request: CorpusRequest, cwd: Path, used: Collection[str]) -> Iterator[Document]:
-    """The changes and the last commits of each work tree that was named, as documents of their own.
+    """The last commits and the changes of each work tree that was named, as documents of their own.
 
     Raises UsageError for a commit that does not exist or files that are in no work tree, CorpusError
     when git fails.
     """
     if request.diff is None and not request.log:
         return
-    from m3cli.corpus.changes import diff, log
+    from m3cli.corpus.changes import diff
+    from m3cli.corpus.commits import log
 
     if request.diff is not None and request.ref is not None:
         raise UsageError(
@@ -60,17 +59,10 @@ def git_sections(request: CorpusRequest, cwd: Path, used: Collection[str]) -> It
         )
     for top, paths in _work_trees(request, cwd).items():
         sections: list[tuple[str, bytes]] = []
-        try:
-            if request.log:
-                sections.append(
-                    (f"git log -{request.log}", log(top, request.log, request.ref or "HEAD", paths))
-                )
-            if request.diff is not None:
-                sections.append((f"git diff {request.diff}", diff(top, request.diff, paths)))
-        except GitError as error:
-            raise CorpusError(
-                f"The history of {shown(top)} cannot be read: {error}.", "Leave out --diff, --base and --log."
-            ) from error
+        if request.log:
+            sections.append((f"git log -{request.log}", log(top, request.log, request.ref or "HEAD", paths)))
+        if request.diff is not None:
+            sections.append((f"git diff {request.diff}", diff(top, request.diff, paths)))
         taken = set(used)
         for name, data in sections:
             path = unused(name, taken, {})

@@ -22,7 +22,7 @@ from m3cli.corpus.languages import language_of
 MAX_CHARACTERS = 2_000_000
 _SECONDS = 10.0  # on the clock, should a parser neither end nor count its steps; sound code takes one
 
-Task = Literal["definitions", "bodies", "comments"]
+Task = Literal["definitions", "bodies", "comments", "imports"]
 
 
 def definition_lines(path: str, text: str) -> dict[int, int] | None:

@@ -26,6 +26,7 @@ def main() -> None:
         "definitions": outline.definition_rows,
         "bodies": outline.body_rows,
         "comments": outline.without_comments,
+        "imports": outline.import_statements,
     }
     for line in sys.stdin.buffer:
         task, language, text = json.loads(line)

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from m3cli.corpus.ignore import IgnoreRules, Pattern, deciding, read_rules
+from m3cli.corpus.ignore import IgnoreRules, Pattern, deciding, is_glob, pattern_lines, read_rules
 from m3cli.corpus.types import SkipReason
 from m3cli.corpus.worktree import WorkTree, describe, find_work_tree, git_directory_of
 from m3cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-
-    from pathspec import GitIgnoreSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +75,9 @@ class Walk:
         self._options = options
         self._named = named
         self._base = len(root.rstrip(b"/")) + 1
-        self._include = _option_globs(options.include, "--include")
-        self._exclude = _option_globs(options.exclude, "--exclude")
+        # (not by a library that matches with backtracking: a project file may set globs)
+        self._include = _option_globs(options.include, "--include", self._base)
+        self._exclude = _option_globs(options.exclude, "--exclude", self._base)
         self._trees: list[WorkTree] = []
 
     def run(self) -> None:
@@ -182,10 +180,11 @@ class Walk:
         if ignored:
             leave(SkipReason.IGNORED, ignored)
             return None
-        shown = os.fsdecode(path[self._base :]) + "/" * is_directory
-        if self._exclude is not None and (hit := self._exclude.check_file(shown)).include:
-            leave(SkipReason.IGNORED, f"--exclude {self._options.exclude[hit.index or 0]}")
-            return None
+        if self._exclude is not None:
+            hit = self._exclude.match(path, name, is_directory)
+            if hit is not None and not hit.negated:
+                leave(SkipReason.IGNORED, f"--exclude {hit.text}")
+                return None
         if is_link:
             leave(SkipReason.LINK, self._describe_link(path))
             return None
@@ -194,7 +193,7 @@ class Walk:
             return None
         if is_directory:
             return _Frame(path, frame.tree, frame.rules, tracked_only)
-        if self._include is not None and not self._include.match_file(shown):
+        if self._include is not None and not self._include.covers(path):
             leave(SkipReason.NOT_INCLUDED, "")
         else:
             self.files.append(path)
@@ -235,24 +234,17 @@ class Walk:
         return "leads out of the tree"
 
 
-def _option_globs(globs: tuple[str, ...], option: str) -> GitIgnoreSpec | None:
+def _option_globs(globs: tuple[str, ...], option: str, base: int) -> IgnoreRules | None:
     """The globs of an option; None for none. Raises UsageError, naming it, for one that is malformed."""
-    if not globs:
-        return None
-    from pathspec import GitIgnoreSpec
-    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
-    patterns = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of `re`, about brackets in brackets
-        for glob in globs:
-            try:
-                patterns.append(GitIgnoreSpecPattern(glob))
-            except ValueError as error:
-                raise UsageError(
-                    f"{option} {glob!r} is not a glob.", "Globs are written as in .gitignore, such as '*.md'."
-                ) from error
-    return GitIgnoreSpec(patterns)
+    lines = []
+    for glob in globs:
+        found = pattern_lines(os.fsencode(glob))
+        if not all(is_glob(line) for line in found):
+            raise UsageError(
+                f"{option} {glob!r} is not a glob.", "Globs are written as in .gitignore, such as '*.md'."
+            )
+        lines += found
+    return IgnoreRules(lines, base, option) if globs else None
 
 
 def _binding(rules: tuple[IgnoreRules, ...]) -> tuple[IgnoreRules, ...]:

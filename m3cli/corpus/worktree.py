@@ -7,14 +7,18 @@ Paths are bytes, absolute and without symbolic links.
 """
 
 # File names are bytes to git and to the kernel, and pathlib has no bytes paths.
-# ruff: noqa: PTH112, PTH113, PTH118, PTH120, PTH123
+# ruff: noqa: PTH110, PTH112, PTH113, PTH118, PTH120, PTH123
 from __future__ import annotations
 
 import os
 import subprocess
 from functools import cached_property
+from typing import IO, TYPE_CHECKING
 
 from m3cli.corpus.ignore import IgnoreRules, read_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _TIMEOUT = 60  # seconds; reading the index of the largest known repositories takes a few
 _ENVIRONMENT = {
@@ -41,20 +45,46 @@ class GitError(Exception):
     """The git program is missing, refused or failed; the text says which, without a full stop."""
 
 
-def run_git(directory: bytes, *arguments: str, stdin: bytes = b"", may_find_nothing: bool = False) -> bytes:
-    """Run git for the work tree at `directory`, and only that one; return its standard output.
+def git_environment(*, isolated: bool = False) -> dict[str, str]:
+    """The variables that git is run with: it asks nothing, fetches nothing, and speaks English.
 
-    With `may_find_nothing` the exit code 1 is an empty answer. Raises GitError.
+    With `isolated` it knows of no settings but those of the repository that it works on: neither
+    the user's and the machine's configuration nor their attributes.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _FOREIGN_VARIABLES}
-    environment.update(_ENVIRONMENT)
-    # A broken .git must not make git take a repository further up for this one.
-    environment["GIT_CEILING_DIRECTORIES"] = os.fsdecode(os.path.dirname(directory))
+    if isolated:
+        for name in list(environment):
+            if name == "XDG_CONFIG_HOME" or (name.startswith("GIT_") and name != "GIT_EXEC_PATH"):
+                del environment[name]
+        environment.update(dict.fromkeys(("GIT_CONFIG_NOSYSTEM", "GIT_ATTR_NOSYSTEM"), "1"))
+        # Attributes and ignore rules of the user are found by HOME alone.
+        environment.update(dict.fromkeys(("GIT_CONFIG_GLOBAL", "HOME"), os.devnull))
+    return environment | _ENVIRONMENT
+
+
+def run_git(
+    directory: bytes,
+    *arguments: str,
+    stdin: bytes | IO[bytes] = b"",
+    may_find_nothing: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> bytes:
+    """Run git for the work tree at `directory`, and only that one; return its standard output.
+
+    With `may_find_nothing` the exit code 1 is an empty answer. `stdin` is what git reads, or an open file
+    with it. `environment` is in place of `git_environment()`. Raises GitError.
+    """
+    environment = {
+        **(git_environment() if environment is None else environment),
+        # A broken .git must not make git take a repository further up for this one.
+        "GIT_CEILING_DIRECTORIES": os.fsdecode(os.path.dirname(directory)),
+    }
     command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-pager"]
     try:
         done = subprocess.run(
             [*command, "-C", os.fsdecode(directory), *arguments],
-            input=stdin,
+            input=stdin if isinstance(stdin, bytes) else None,
+            stdin=None if isinstance(stdin, bytes) else stdin,
             capture_output=True,
             check=False,
             env=environment,
@@ -192,7 +222,11 @@ def git_directory_of(top: bytes) -> bytes | None:
     common = _first_line(os.path.join(git_directory, b"commondir"))
     shared = os.path.join(git_directory, common) if common else git_directory
     is_repository = all(os.path.isdir(os.path.join(shared, part)) for part in (b"objects", b"refs"))
-    return shared if is_repository else None
+    # git would wait for ever for what stands in a FIFO.
+    files = [os.path.join(git_directory, name) for name in (b"HEAD", b"index", b"config.worktree")]
+    files += [os.path.join(shared, name) for name in (b"config", b"packed-refs")]
+    is_readable = all(os.path.isfile(file) for file in files if os.path.exists(file))
+    return shared if is_repository and is_readable else None
 
 
 def _first_line(path: bytes) -> bytes:

@@ -158,5 +158,6 @@ def fence(text: str) -> str:
 def _inline_code(text: str) -> str:
     """`text` as a Markdown code span, whatever backticks it holds."""
     ticks = "`" * (1 + max([0, *map(len, re.findall("`+", text))]))
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    # (a parser takes one blank off both ends of a span, if both have one)
+    pad = " " if "`" in (text[:1], text[-1:]) or (text[:1] == text[-1:] == " " and text.strip(" ")) else ""
     return f"{ticks}{pad}{text}{pad}{ticks}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -113,8 +113,9 @@ class Redactor:
     def _replaced(self, run: Sequence[Chunk], text: str, spans: Sequence[_Span]) -> Iterator[Chunk]:
         named = [(span, self._placeholder(span.kind, text[span.start : span.end])) for span in spans]
         lines = _line_numbers(run)
+        ends = [match.start() for match in re.finditer("\n", text)]
         self.findings += [
-            Finding(run[0].path, lines[text.count("\n", 0, span.start)], span.kind) for span in spans
+            Finding(run[0].path, lines[bisect_left(ends, span.start)], span.kind) for span in spans
         ]
         start = 0
         for chunk in run:
@@ -209,22 +210,28 @@ def _spans(text: str, hits: Iterable[Hit]) -> Iterator[_Span]:
 
 def _places(text: str, secret: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Where `secret` stands between `start` and `end`; a short one, if it can be, as a word of its own."""
-    pattern = re.escape(secret)
     if len(secret) < _SHORT:
-        alone = rf"(?<![^\W_]){pattern}(?![^\W_])"
-        if re.compile(alone).search(text, start, end):
-            pattern = alone
-    for match in re.compile(pattern).finditer(text, start, end):
-        yield match.span()
+        alone = re.compile(rf"(?<![^\W_]){re.escape(secret)}(?![^\W_])")
+        if alone.search(text, start, end):
+            yield from (match.span() for match in alone.finditer(text, start, end))
+            return
+    yield from _occurrences(text, secret, start, end)
+
+
+def _occurrences(text: str, secret: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where `secret` stands; it may be very long, which is too much for a pattern."""
+    while (at := text.find(secret, start, end)) >= 0:
+        start = at + len(secret)
+        yield at, start
 
 
 def _elsewhere(text: str, secret: str) -> Iterator[tuple[int, int]]:
     """Where a part of a value of several lines stands: a short one only as a line of its own."""
-    pattern = re.escape(secret)
     if len(secret) < _SHORT:
-        pattern = rf"(?m)(?<=[ \t\n]){pattern}(?=\s*$)"
-    for match in re.finditer(pattern, text):
-        yield match.span()
+        pattern = rf"(?m)(?<=[ \t\n]){re.escape(secret)}(?=\s*$)"
+        yield from (match.span() for match in re.finditer(pattern, text))
+    else:
+        yield from _occurrences(text, secret, 0, len(text))
 
 
 def _key_block(text: str, start: int, end: int) -> tuple[int, int]:
