@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -44,6 +45,7 @@ _MINIFIED_LINE = 500  # characters a line on average; written code has 20 to 60
 _HEAD_BYTES = 8192
 _MANY_BYTES = 50_000_000  # from here on, a file is read once more rather than be in memory for nothing
 _PIECE = 1 << 20
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of UTF-32 too
 _HEAD_LINES = 20
 _HEAD_CHARACTERS = 2_000
 _COMMENT = re.compile(
@@ -173,11 +175,12 @@ def _read(source: Source, limit: int | None, options: ExtractOptions) -> bytes |
             if limit is None:  # a disk image should not fill the memory before it is seen to be binary
                 head = file.read(_HEAD_BYTES)
                 first, kind = decode(head)
-                if first is SkipReason.BINARY and not document_kind(source.path, head, options):
-                    return Skip(source.path, first, kind)
-                file.seek(0)
-                if status.st_size > _MANY_BYTES and b"\0" not in head and _holds_nul(file):
-                    return Skip(source.path, SkipReason.BINARY, "NUL bytes")
+                if not document_kind(source.path, head, options):
+                    if first is SkipReason.BINARY:
+                        return Skip(source.path, first, kind)
+                    looks_plain = b"\0" not in head and not head.startswith(_WIDE_MARKS)
+                    if status.st_size > _MANY_BYTES and looks_plain and _holds_nul(file):
+                        return Skip(source.path, SkipReason.BINARY, "NUL bytes")
                 file.seek(0)
             data = file.read(status.st_size + 1)
             if len(data) > status.st_size:  # it grows

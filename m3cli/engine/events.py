@@ -55,6 +55,13 @@ class EngineConfig:
     `gpu_layers` −1 puts every layer on the GPU that the build and the device can take.
     `threads` 0 leaves the choice to the engine (physical cores). A model that would run with another
     attention than it was trained with is refused unless `allow_dense`.
+
+    Where weights go: `tensor_overrides` are pairs of a regular expression and the name of a buffer type,
+    such as `("ffn_.*_exps", "CPU")`; the first that matches a tensor's name decides. `main_gpu` −1
+    divides the layers among all GPUs, by the proportions of `tensor_split` if there are any; another
+    number puts all of them on that GPU. With `op_offload`, a GPU computes large batches of layers whose
+    weights are in main memory. `no_host` keeps those out of the GPU's pinned memory. `mmap` maps the file
+    instead of reading it, `mlock` keeps the weights from being swapped out.
     """
 
     model_path: str
@@ -67,6 +74,13 @@ class EngineConfig:
     kv_type_v: KVType = "f16"
     flash_attention: bool = True
     allow_dense: bool = False
+    tensor_overrides: tuple[tuple[str, str], ...] = ()
+    main_gpu: int = -1
+    tensor_split: tuple[float, ...] = ()
+    op_offload: bool = True
+    no_host: bool = False
+    mmap: bool = True
+    mlock: bool = False
 
 
 @dataclass(frozen=True, slots=True)

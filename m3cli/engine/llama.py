@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelE
 from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error
 
 try:
+    import llama_cpp._ggml
     import llama_cpp.llama_cpp
 except (ImportError, OSError, RuntimeError, AttributeError) as error:
     raise MachineError(
@@ -29,10 +31,11 @@ except (ImportError, OSError, RuntimeError, AttributeError) as error:
     ) from error
 
 lib: Any = llama_cpp.llama_cpp  # the low-level bindings; llama_cpp.Llama is not used
+libggml: Any = llama_cpp._ggml.libggml  # what the bindings leave out; see m3cli.engine.devices
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from m3cli.engine.events import Attention, EngineConfig, Sampling
 
@@ -53,11 +56,14 @@ class _Log:
     def __init__(self, lines: int = 200) -> None:
         self._lines: deque[tuple[int, str]] = deque(maxlen=lines)
         self._kept = False  # whether the line that may be continued is one of ours
+        self.everything: list[str] | None = None  # all that is said, for whoever listens
         self._callback = lib.llama_log_callback(self._add)  # ctypes keeps no reference to it
         lib.llama_log_set(self._callback, ctypes.c_void_p(None))
 
     def _add(self, level: int, text: bytes, _user_data: object) -> None:
         line = text.decode("utf-8", "replace")
+        if self.everything is not None:
+            self.everything.append(line)
         if level != _LOG_CONTINUED:
             self._kept = level in (_LOG_WARNING, _LOG_ERROR)
             if self._kept:
@@ -87,6 +93,17 @@ _LOG = _Log()
 # of it once a process, and a worker loads more than one model.
 _FELL_BACK: set[str] = set()
 lib.llama_backend_init()
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """Collect all that llama.cpp logs meanwhile, down to the level that is meant for debugging."""
+    lines: list[str] = []
+    _LOG.everything = lines
+    try:
+        yield lines
+    finally:
+        _LOG.everything = None
 
 
 def version() -> str:
@@ -140,6 +157,37 @@ def load(path: str, params: Any) -> Any:
     )
 
 
+def make_context(model: Any, config: EngineConfig) -> Any:
+    """Make a `llama_context`. Raises MachineError."""
+    params = lib.llama_context_default_params()
+    params.n_ctx = config.n_ctx
+    params.swa_full = True  # a window alone could not be cut back to a shared prefix
+    params.n_seq_max = 1  # with more, MSA needs a cache that is not unified
+    params.kv_unified = False
+    params.n_batch = config.n_batch
+    params.n_ubatch = config.n_ubatch
+    params.n_outputs_max = 1  # logits of one position: a large vocabulary times n_batch is 400 MB
+    params.n_threads = params.n_threads_batch = config.threads or physical_cores()
+    params.op_offload = config.op_offload
+    params.type_k = _KV_TYPES[config.kv_type_k]
+    params.type_v = _KV_TYPES[config.kv_type_v]
+    params.flash_attn_type = (
+        lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    _LOG.clear()
+    context = lib.llama_init_from_model(model, params)
+    if context:
+        return context
+    reason = _LOG.reason("llama.cpp gave no reason")
+    asked = (
+        f"A context of {config.n_ctx:,} tokens (K {config.kv_type_k}, V {config.kv_type_v}, "
+        f"ubatch {config.n_ubatch:,}) could not be made: {reason}."
+    )
+    if _OUT_OF_MEMORY.search(reason):
+        raise MachineError(asked, "Ask for a smaller context, a smaller ubatch or a smaller KV type.")
+    raise MachineError(asked, "Try KV type f16 with flash attention on.")
+
+
 class Model:
     """A loaded model and its context: one sequence.
 
@@ -160,7 +208,7 @@ class Model:
         self._model = self._load_weights(config, extra_buffers, progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
         try:
-            self._context = self._make_context(config)
+            self._context = make_context(self._model, config)
             self.attention = self._attention(config)
             if self.attention == "dense" and not config.allow_dense:
                 raise dense_attention_error(Path(config.model_path).name)
@@ -190,6 +238,8 @@ class Model:
     def _load_weights(
         config: EngineConfig, extra_buffers: bool, progress: Callable[[LoadProgress], None] | None
     ) -> Any:
+        from m3cli.engine.placement import model_params
+
         percent = -1
 
         @lib.llama_progress_callback  # type: ignore[untyped-decorator]
@@ -200,41 +250,9 @@ class Model:
                 progress(LoadProgress(fraction))
             return True
 
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = config.gpu_layers  # negative: all of them
-        params.use_extra_bufts = extra_buffers
+        params = model_params(config, extra_buffers)
         params.progress_callback = on_progress
         return load(config.model_path, params)
-
-    def _make_context(self, config: EngineConfig) -> Any:
-        params = lib.llama_context_default_params()
-        params.n_ctx = config.n_ctx
-        params.swa_full = True  # a window alone could not be cut back to a shared prefix
-        params.n_seq_max = 1  # with more, MSA needs a cache that is not unified
-        params.kv_unified = False
-        params.n_batch = config.n_batch
-        params.n_ubatch = config.n_ubatch
-        params.n_outputs_max = 1  # logits of one position: a large vocabulary times n_batch is 400 MB
-        params.n_threads = params.n_threads_batch = config.threads or physical_cores()
-        params.type_k = _KV_TYPES[config.kv_type_k]
-        params.type_v = _KV_TYPES[config.kv_type_v]
-        params.flash_attn_type = (
-            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            if config.flash_attention
-            else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
-        _LOG.clear()
-        context = lib.llama_init_from_model(self._model, params)
-        if context:
-            return context
-        reason = _LOG.reason("llama.cpp gave no reason")
-        asked = (
-            f"A context of {config.n_ctx:,} tokens (K {config.kv_type_k}, V {config.kv_type_v}, "
-            f"ubatch {config.n_ubatch:,}) could not be made: {reason}."
-        )
-        if _OUT_OF_MEMORY.search(reason):
-            raise MachineError(asked, "Ask for a smaller context, a smaller ubatch or a smaller KV type.")
-        raise MachineError(asked, "Try KV type f16 with flash attention on.")
 
     def _attention(self, config: EngineConfig) -> Attention:
         """Which attention this context computes; called when the context was just made."""
@@ -386,45 +404,3 @@ def _sampler(sampling: Sampling, n_vocab: int) -> Any:
     seed = sampling.seed % lib.LLAMA_DEFAULT_SEED
     lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
     return chain
-
-
-def system_facts() -> dict[str, Any]:
-    """Describe this build of llama.cpp and what it sees.
-
-    `version`, `system_info`, `gpu_offload`, `cores`, and `devices`: a list of `name`,
-    `description`, `free` and `total` memory in bytes.
-    """
-    from llama_cpp._ggml import libggml
-
-    libggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    libggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    libggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-    for function in (libggml.ggml_backend_dev_name, libggml.ggml_backend_dev_description):
-        function.argtypes = [ctypes.c_void_p]
-        function.restype = ctypes.c_char_p
-    libggml.ggml_backend_dev_memory.argtypes = [
-        ctypes.c_void_p,
-        ctypes.POINTER(ctypes.c_size_t),
-        ctypes.POINTER(ctypes.c_size_t),
-    ]
-    libggml.ggml_backend_dev_memory.restype = None
-    devices = []
-    for index in range(libggml.ggml_backend_dev_count()):
-        device = libggml.ggml_backend_dev_get(index)
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        libggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-        devices.append(
-            {
-                "name": libggml.ggml_backend_dev_name(device).decode("utf-8", "replace"),
-                "description": libggml.ggml_backend_dev_description(device).decode("utf-8", "replace"),
-                "free": free.value,
-                "total": total.value,
-            }
-        )
-    return {
-        "version": version(),
-        "system_info": lib.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
-        "gpu_offload": bool(lib.llama_supports_gpu_offload()),
-        "cores": physical_cores(),
-        "devices": devices,
-    }

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _FIRST_BATCH = 32
 _WORTH_SAVING = 256  # tokens beyond what is saved already
 # Settings that change neither the numbers in a KV cache nor their order.
-_IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense"}
+_IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense", "mmap", "mlock"}
 
 
 class Session:

@@ -4,9 +4,9 @@
 
 A frame is two lengths (JSON, payload), a JSON object and a payload of raw bytes; token ids travel
 in the payload as little-endian int32. A request is `{"op": "generate" | "tokenize" | "vocabulary" |
-"facts", …}`. Each is answered by any number of `{"event": …}` and then by an event Finished or Stopped, a
-`{"result": …}` or an `{"error": …}`. `{"op": "stop"}` has no answer of its own: it ends the generation
-that is under way, or that was asked for before it.
+"facts" | "dry_run", …}`. Each is answered by any number of `{"event": …}` and then by an event Finished
+or Stopped, a `{"result": …}` or an `{"error": …}`. `{"op": "stop"}` has no answer of its own: it ends the
+generation that is under way, or that was asked for before it.
 
 The frames have pipes of their own, so nothing that native code prints can corrupt them. The worker
 ignores SIGINT, which a terminal sends to the whole group, and SIGTERM, which others do: the parent
@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from m3cli.engine.llama import Model
+    from m3cli.engine.llama_dry_run import DryModel
     from m3cli.engine.session import Session
     from m3cli.engine.vocabulary import Vocabulary
 
 _LENGTHS = struct.Struct("<IQ")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# Settings that decide where weights go; the others are of the context.
+_OF_THE_WEIGHTS = ("model_path", "gpu_layers", "tensor_overrides", "main_gpu", "tensor_split", "no_host")
 
 Message = dict[str, Any]
 
@@ -82,6 +86,8 @@ class Worker:
         self._stopping = threading.Event()
         self._vocabulary: Vocabulary | None = None
         self._vocabulary_path = ""
+        self._dry_model: DryModel | None = None
+        self._dry_key: object = None
 
     def serve(self) -> None:
         """Answer requests until the parent is gone, then end the process."""
@@ -121,7 +127,7 @@ class Worker:
 
     def _op_generate(self, message: Message, payload: bytes) -> None:
         cache = message["cache"] and CacheConfig(**message["cache"])
-        session = self._load(EngineConfig(**message["config"]), message["extra_buffers"], cache)
+        session = self._load(_config(message), message["extra_buffers"], cache)
         sampling = Sampling(**message["request"].pop("sampling"))
         request = Request(unpack_ids(payload), sampling=sampling, **message["request"])
         for event in session.generate(request):
@@ -168,10 +174,31 @@ class Worker:
             self._vocabulary_path = path
         return self._vocabulary
 
+    def _op_dry_run(self, message: Message, _payload: bytes) -> None:
+        from m3cli.engine.llama_dry_run import DryModel
+
+        config = _config(message)
+        key = ([getattr(config, name) for name in _OF_THE_WEIGHTS], message["extra_buffers"])
+        if self._dry_model is None or key != self._dry_key:
+            if self._dry_model is not None:
+                self._dry_model.close()
+                self._dry_model = None
+            self._dry_model = DryModel(config, extra_buffers=message["extra_buffers"])
+            self._dry_key = key
+        self._send({"result": self._dry_model.need(config)})
+
     def _op_facts(self, _message: Message, _payload: bytes) -> None:
-        from m3cli.engine.llama import system_facts
+        from m3cli.engine.devices import system_facts
 
         self._send({"result": system_facts()})
+
+
+def _config(message: Message) -> EngineConfig:
+    """Make the configuration of a request; JSON knows no tuples."""
+    values = dict(message["config"])
+    values["tensor_overrides"] = tuple(map(tuple, values.get("tensor_overrides", ())))
+    values["tensor_split"] = tuple(values.get("tensor_split", ()))
+    return EngineConfig(**values)
 
 
 def _die_with_parent() -> None:

@@ -6,9 +6,6 @@ The patterns are the published ones, in the Unicode form that tiktoken's engine 
 one pattern that gives the same pieces; the tests compare each with its stages in Hugging Face's
 tokenizers. Every pattern matches every character, because tiktoken drops what is not matched.
 
-An alternation is tried part by part as soon as one part looks ahead; the parts in front that do not
-look ahead are in a group of their own, which is then searched as one, a third faster.
-
 Names that llama.cpp splits alike (llama-vocab.cpp, `tokenizer_pre ==`) are split alike here. Left
 out are those of embedding models, of SentencePiece-like BPE (gemma4) and of old models whose
 several stages nobody folded (falcon, bloom, viking, chameleon); llama.cpp tokenizes for them.
@@ -16,35 +13,28 @@ several stages nobody folded (falcon, bloom, viking, chameleon); llama.cpp token
 
 from __future__ import annotations
 
+import re
+
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LINE_ENDS = r"\s*[\r\n]+"
-_BLANKS = r"\s+(?!\S)|\s+"
+_BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 # ByteLevel with `use_regex`: GPT-2's own pattern.
-_GPT_2 = rf"(?:'(?:[sdmt]|ll|ve|re)| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+)|{_BLANKS}"
+_GPT_2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # Digits(individual_digits), then GPT-2's pattern. Blanks before a digit end a piece of the first
 # stage, so they stay together instead of leaving the last one to what follows.
-_DIGITS_GPT_2 = (
-    r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+)|\s+(?=\p{N})|" + _BLANKS
-)  # fmt: skip
+_DIGITS_GPT_2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 
 _LLAMA_3 = (
-    rf"(?:{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
-    rf"|{_LINE_ENDS})|{_BLANKS}"
+    _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANKS
 )  # fmt: skip
-_QWEN_2 = (
-    rf"(?:{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
-    rf"|{_LINE_ENDS})|{_BLANKS}"
-)  # fmt: skip
+_QWEN_2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANKS
 _QWEN_35 = (
-    rf"(?:{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
-    rf"|{_LINE_ENDS})|{_BLANKS}"
+    _CONTRACTION
+    + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+    + _BLANKS
 )  # fmt: skip
-_SEED_CODER = (
-    rf"(?:{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+"
-    rf"|{_LINE_ENDS})|{_BLANKS}"
-)  # fmt: skip
+_SEED_CODER = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|" + _BLANKS
 _BAILING = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -57,17 +47,15 @@ _WORD = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*",
 )
 _O200K = (
-    rf"(?:{_WORD[0]}{_CONTRACTION}?|{_WORD[1]}{_CONTRACTION}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_LINE_ENDS})|{_BLANKS}"
+    f"{_WORD[0]}{_CONTRACTION}?|{_WORD[1]}{_CONTRACTION}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _BLANKS
 )  # fmt: skip
-_TEKKEN = (
-    rf"(?:{_WORD[0]}|{_WORD[1]}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_LINE_ENDS})|{_BLANKS}"
-)  # fmt: skip
+_TEKKEN = f"{_WORD[0]}|{_WORD[1]}" + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _BLANKS
 _KIMI_K2 = (
-    r"(?:\p{Han}+"
+    r"\p{Han}+"
     rf"|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}&&[^\p{{Han}}]]*[{_LOWER}&&[^\p{{Han}}]]+{_CONTRACTION}?"
     rf"|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}&&[^\p{{Han}}]]+[{_LOWER}&&[^\p{{Han}}]]*{_CONTRACTION}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_LINE_ENDS})|{_BLANKS}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANKS
 )
 
 # DeepSeek-V3: \p{N}{1,3}, then runs of kanji and kana (J), then the rest, whose pieces cannot
@@ -162,3 +150,41 @@ PATTERNS: dict[str, str] = {name: pattern for pattern, names in _FAMILIES for na
 
 # Where llama.cpp begins prompts with BOS unless `tokenizer.ggml.add_bos_token` says otherwise.
 BOS_BY_DEFAULT = frozenset((*_LLAMA_3_WITH_BOS, "tekken"))
+
+
+def grouped(pattern: str) -> str:
+    """`pattern` with its first alternatives in a group, which changes nothing but the speed.
+
+    tiktoken's engine tries an alternation part by part if any part looks around or is possessive. A group
+    of parts that do not is searched as one: encoding is a third faster.
+    """
+    alternatives = _alternatives(pattern)
+    plain = next((i for i, part in enumerate(alternatives) if _FANCY.search(part)), len(alternatives))
+    if not 1 < plain < len(alternatives):
+        return pattern
+    return "|".join([f"(?:{'|'.join(alternatives[:plain])})", *alternatives[plain:]])
+
+
+# Lookaround, atomic groups, possessive quantifiers.
+_FANCY = re.compile(r"\(\?<?[=!>]|[+*?]\+|\{\d[\d,]*\}\+")
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The parts of `pattern` between the `|` that stand in no group and no class."""
+    parts, start, depth, i = [], 0, 0, 0
+    in_class = 0
+    while i < len(pattern):
+        letter = pattern[i]
+        if letter == "\\":
+            i += 1
+        elif letter == "[":
+            in_class += 1
+        elif letter == "]":
+            in_class -= 1
+        elif not in_class and letter in "()":
+            depth += 1 if letter == "(" else -1
+        elif letter == "|" and not in_class and not depth:
+            parts.append(pattern[start:i])
+            start = i + 1
+        i += 1
+    return [*parts, pattern[start:]]

@@ -217,11 +217,12 @@ def _license(header: Header) -> str | None:
 def _weight_bytes(tensors: Iterable[Tensor]) -> dict[WeightClass, int]:
     result: dict[WeightClass, int] = {"dense": 0, "experts": 0, "embeddings": 0, "output": 0}
     for tensor in tensors:
-        result[_weight_class(tensor.name)] += tensor.nbytes
+        result[weight_class(tensor.name)] += tensor.nbytes
     return result
 
 
-def _weight_class(name: str) -> WeightClass:
+def weight_class(name: str) -> WeightClass:
+    """The class of a tensor, by its name."""
     if _EXPERTS.search(name):
         return "experts"
     if _EMBEDDINGS.match(name):

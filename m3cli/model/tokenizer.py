@@ -18,7 +18,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from m3cli.errors import ModelError
-from m3cli.model.pretokenizers import BOS_BY_DEFAULT, PATTERNS
+from m3cli.model.pretokenizers import BOS_BY_DEFAULT, PATTERNS, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -287,7 +287,7 @@ class Vocabulary:
 
         return tiktoken.Encoding(
             "m3",
-            pat_str=self.pattern,
+            pat_str=grouped(self.pattern),
             mergeable_ranks=self._ranks,
             special_tokens={_SEPARATOR: self.separator},
         )

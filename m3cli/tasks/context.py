@@ -16,7 +16,7 @@ from m3cli.corpus.corpus import read_corpus
 from m3cli.engine.events import CacheConfig, EngineConfig
 from m3cli.memo import Memo
 from m3cli.model.digest import model_digest
-from m3cli.plan.planner import plan_window
+from m3cli.plan.window import plan_window
 from m3cli.prompt.chat import Message
 from m3cli.prompt.pack import pack_chunks
 from m3cli.prompt.segments import Content, TemplateText, encode_each

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3cli.errors import DoesNotFitError
-from m3cli.plan.planner import plan_window
+from m3cli.plan.window import plan_window
 
 
 @given(st.integers(8, 2_000_000), st.integers(1, 400), st.data())

@@ -1,0 +1,366 @@
+"""The best configuration that a machine can hold, and how long it will take; or what would fit instead.
+
+Preference, in this order: the whole prompt fits; then speed; then the precision of the KV cache. A less
+precise KV cache is taken only where it saves a fifth of the time, 4 bits only where nothing else fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from m3cli.plan.memory import DEVICE_MARGIN, PYTHON_BYTES, RAM_SHARE
+from m3cli.plan.speed import Speed, predict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from m3cli.model.shape import ModelShape
+    from m3cli.plan.machine import Device, Machine
+    from m3cli.plan.memory import Buffers, Weights
+
+KV_TYPES = (("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0"))
+UBATCHES = (2048, 1024, 512, 256, 128, 64)
+# A KV type of less precision has to save this much of the time.
+_WORTH = 0.8
+_CELLS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """How a model is run. Sizes in tokens.
+
+    The last `gpu_layers` layers (of `layers` + 1, the output being one) are on devices, divided by
+    `tensor_split`; the routed experts of the first `cpu_experts` layers stay in the RAM all the same.
+    """
+
+    n_ctx: int
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_ubatch: int = 512
+    gpu_layers: int = 0
+    cpu_experts: int = 0
+    tensor_split: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one memory holds, in bytes: `name` is a device's or RAM; `room` is what it could."""
+
+    name: str
+    room: int
+    weights: int = 0
+    kv: int = 0
+    compute: int = 0
+    other: int = 0
+
+    @property
+    def used(self) -> int:
+        """All that is taken."""
+        return self.weights + self.kv + self.compute + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A configuration that fits, where its bytes go, what it was preferred for, and how long it takes.
+
+    `streamed` bytes of weights do not fit into the RAM and are read from the disk again and again.
+    """
+
+    configuration: Configuration
+    places: tuple[Place, ...]
+    speed: Speed
+    state_bytes: int
+    streamed: int = 0
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Something that would fit, with its numbers, as a sentence; `plan` is for it."""
+
+    text: str
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoPlan:
+    """Nothing fits: what lacks, and the nearest things that would."""
+
+    reason: str
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be run: a context of so many tokens, `prompt` of which are read and `answer` written.
+
+    What is not None was chosen by the user and is not changed.
+    """
+
+    n_ctx: int
+    prompt: int
+    answer: int = 500
+    type_k: str | None = None
+    type_v: str | None = None
+    n_ubatch: int | None = None
+    gpu_layers: int | None = None
+    cpu_experts: int | None = None
+
+
+@dataclass
+class Planner:
+    """Plans for one model on one machine. `buffers` says what llama.cpp allocates for a configuration."""
+
+    shape: ModelShape
+    weights: Weights
+    machine: Machine
+    buffers: Callable[[Configuration], Buffers]
+    scale: tuple[float, float] = (1.0, 1.0)
+    _known: dict[tuple[int, str, str, int], Buffers] = field(default_factory=dict)
+
+    def plan(self, wanted: Wanted) -> Plan | NoPlan:
+        """The best plan, or why there is none."""
+        plans = [plan for kv in self._kv_types(wanted) if (plan := self._fastest(wanted, kv))]
+        whole = [plan for plan in plans if not plan.streamed] or plans
+        if not whole:
+            return self._no_plan(wanted)
+        best = whole[0]
+        for plan in whole[1:]:
+            if plan.configuration.type_v == "q4_0" and best.configuration.type_v != "q4_0":
+                break
+            if plan.speed.total < best.speed.total * _WORTH:
+                best = plan
+        return self._explained(best, wanted)
+
+    def largest(self, wanted: Wanted) -> int:
+        """The longest context, in tokens, that fits as `wanted` says, up to what it asks for."""
+        low, high = 0, wanted.n_ctx // _CELLS
+        while low < high:
+            middle = (low + high + 1) // 2
+            smaller = replace(wanted, n_ctx=middle * _CELLS, prompt=min(wanted.prompt, middle * _CELLS))
+            if any(self._fastest(smaller, kv) for kv in self._kv_types(wanted)):
+                low = middle
+            else:
+                high = middle - 1
+        return low * _CELLS
+
+    def _kv_types(self, wanted: Wanted) -> list[tuple[str, str]]:
+        return [
+            (k, v) for k, v in dict.fromkeys((wanted.type_k or k, wanted.type_v or v) for k, v in KV_TYPES)
+        ]
+
+    def _fastest(self, wanted: Wanted, kv: tuple[str, str]) -> Plan | None:
+        """The fastest plan with these KV types."""
+        best: Plan | None = None
+        for n_ubatch in (wanted.n_ubatch,) if wanted.n_ubatch else UBATCHES:
+            if not wanted.n_ubatch and n_ubatch > max(512, wanted.n_ctx):
+                continue
+            plan = self._placed(wanted, Configuration(wanted.n_ctx, *kv, n_ubatch))
+            if plan is not None and (best is None or plan.speed.total < best.speed.total * 0.98):
+                best = plan
+        return best
+
+    def _ask(self, configuration: Configuration) -> Buffers:
+        key = (configuration.n_ctx, configuration.type_k, configuration.type_v, configuration.n_ubatch)
+        if key not in self._known:
+            self._known[key] = self.buffers(configuration)
+        return self._known[key]
+
+    def _placed(self, wanted: Wanted, configuration: Configuration) -> Plan | None:
+        """As much on the devices as they hold, the experts of first layers being the first to stay away."""
+        buffers = self._ask(configuration)
+        best: Plan | None = None
+        for gpu_layers, cpu_experts in self._placements(wanted):
+            split = _split(self.machine.devices) if gpu_layers else ()
+            candidate = replace(
+                configuration, gpu_layers=gpu_layers, cpu_experts=cpu_experts, tensor_split=split
+            )
+            places = self._places(candidate, buffers)
+            streamed = places[-1].used - places[-1].room
+            if any(place.used > place.room for place in places[:-1]):
+                continue
+            # The weights in RAM are mapped: what does not fit is read again. All else has to fit.
+            if streamed > places[-1].weights * 0.5 or (streamed > 0 and self.machine.limit == "ulimit -v"):
+                continue
+            speed = predict(
+                self.shape, self.weights, self.machine, candidate, wanted.prompt, wanted.answer,
+                max(streamed, 0), self.scale, buffers.kv,
+            )  # fmt: skip
+            plan = Plan(candidate, places, speed, self._state(wanted, buffers), max(streamed, 0))
+            if best is None or plan.speed.total < best.speed.total:
+                best = plan
+            if not streamed > 0:
+                break  # what follows has less on the devices
+        return best
+
+    def _placements(self, wanted: Wanted) -> Iterator[tuple[int, int]]:
+        """(gpu_layers, cpu_experts), the most on the devices first."""
+        layers = len(self.weights.layers)
+        if not self.machine.devices or wanted.gpu_layers == 0:
+            yield 0, 0
+            return
+        wanted_layers = (
+            layers + 1 if wanted.gpu_layers is None or wanted.gpu_layers < 0 else wanted.gpu_layers
+        )
+        has_experts = self.weights.experts > 0
+        choices: Sequence[int] = (
+            [wanted.cpu_experts] if wanted.cpu_experts is not None
+            else range(layers + 1) if has_experts else [0]
+        )  # fmt: skip
+        for cpu_experts in choices:
+            yield wanted_layers, cpu_experts
+        if wanted.gpu_layers is None:
+            for gpu_layers in range(layers, -1, -1):
+                yield gpu_layers, layers if has_experts else 0
+
+    def _places(self, configuration: Configuration, buffers: Buffers) -> tuple[Place, ...]:
+        """What each device and, last, the RAM would hold."""
+        devices, layers = self.machine.devices, self.weights.layers
+        first = len(layers) + 1 - configuration.gpu_layers
+        on_device = [0] * len(devices)
+        kv_on = [0] * len(devices)
+        in_ram, kv_in_ram = self.weights.embeddings, 0
+        heads = sum(self.shape.kv_heads) or 1
+        for number in range(len(layers) + 1):
+            if number < len(layers):
+                dense, experts = layers[number].dense, layers[number].experts
+                kv = buffers.kv * self.shape.kv_heads[number] // heads
+            else:
+                dense, experts, kv = self.weights.output, 0, 0
+            if number < first:
+                in_ram += dense + experts
+                kv_in_ram += kv
+                continue
+            device = _device_of(number - first, configuration)
+            stays = number < configuration.cpu_experts
+            on_device[device] += dense + (0 if stays else experts)
+            kv_on[device] += kv
+            in_ram += experts if stays else 0
+        if configuration.gpu_layers > len(layers) and not self.weights.output:
+            on_device[-1] += self.weights.embeddings  # the embeddings serve as output matrix too
+        places = [
+            Place(
+                device.name if len(devices) == 1 else f"{device.name} {number}",
+                device.free,
+                on_device[number],
+                kv_on[number],
+                buffers.compute if on_device[number] else 0,
+                DEVICE_MARGIN if on_device[number] and not device.unified else 0,
+            )
+            for number, device in enumerate(devices)
+        ]
+        unified = sum(place.used for place, device in zip(places, devices, strict=True) if device.unified)
+        compute = buffers.compute // 8 if configuration.gpu_layers else buffers.compute
+        room = int(self.machine.ram_available * RAM_SHARE)
+        return (*places, Place("RAM", room, in_ram, kv_in_ram, compute, PYTHON_BYTES + unified))
+
+    def _state(self, wanted: Wanted, buffers: Buffers) -> int:
+        return buffers.kv * min(wanted.prompt, wanted.n_ctx) // max(wanted.n_ctx, 1)
+
+    def _explained(self, plan: Plan, wanted: Wanted) -> Plan:
+        configuration = plan.configuration
+        reasons: list[str] = []
+        warnings: list[str] = []
+        layers = len(self.weights.layers)
+        if not self.machine.devices:
+            reasons.append("There is no GPU that llama.cpp sees: everything is in the RAM.")
+        elif configuration.gpu_layers > layers and not configuration.cpu_experts:
+            reasons.append("All weights fit on the GPU.")
+        elif configuration.gpu_layers > layers:
+            reasons.append(
+                f"The experts of {min(configuration.cpu_experts, layers)} of {layers} layers stay in RAM, "
+                "since a token uses few of them; attention and all else is on the GPU."
+            )
+        else:
+            reasons.append(f"{configuration.gpu_layers} of {layers + 1} layers fit on the GPU.")
+        kv = f"{configuration.type_k} keys and {configuration.type_v} values"
+        if (configuration.type_k, configuration.type_v) != ("f16", "f16") and wanted.type_k is None:
+            reasons.append(f"With a KV cache of f16 it would not fit or be much slower: it has {kv}.")
+            if self.shape.indexer:
+                warnings.append(
+                    f"The indexer's keys are quantized with the KV cache ({configuration.type_k}), which may "
+                    "change which blocks are attended; --kv-type f16 keeps them exact."
+                )
+        if wanted.n_ubatch is None and configuration.n_ubatch < 512:
+            reasons.append(
+                f"A ubatch of {configuration.n_ubatch} keeps the compute buffer at "
+                f"{self._ask(configuration).compute / 1e9:.1f} GB."
+            )
+        if plan.streamed:
+            warnings.append(
+                f"{plan.streamed / 1e9:.0f} GB of the weights do not fit into the RAM and are read from the "
+                "disk over and over."
+            )
+        return replace(plan, reasons=tuple(reasons), warnings=tuple(warnings))
+
+    def _no_plan(self, wanted: Wanted) -> NoPlan:
+        """Why nothing fits, and up to three things that would."""
+        smallest = min(
+            (
+                Configuration(wanted.n_ctx, k, v, wanted.n_ubatch or UBATCHES[-1])
+                for k, v in self._kv_types(wanted)
+            ),
+            key=lambda configuration: self._ask(configuration).kv + self._ask(configuration).compute,
+        )
+        buffers = self._ask(smallest)
+        need = self.weights.total + buffers.kv + buffers.compute + PYTHON_BYTES
+        room = int(self.machine.ram_available * RAM_SHARE) + sum(
+            device.free for device in self.machine.devices if not device.unified
+        )
+        limit = f", held back by {self.machine.limit}" if self.machine.limit else ""
+        reason = (
+            f"{self.shape.name} with a context of {wanted.n_ctx:,} tokens takes at least {need / 1e9:.1f} GB "
+            f"(weights {self.weights.total / 1e9:.1f}, KV cache {buffers.kv / 1e9:.1f}, compute "
+            f"{buffers.compute / 1e9:.1f}), and {self.machine.name} has {room / 1e9:.1f} GB{limit}."
+        )
+        alternatives: list[Alternative] = []
+        if wanted.type_k is not None or wanted.n_ubatch is not None:
+            free = replace(wanted, type_k=None, type_v=None, n_ubatch=None)
+            plan = self.plan(free) if free != wanted else None
+            if isinstance(plan, Plan):
+                chosen = plan.configuration
+                alternatives.append(
+                    Alternative(
+                        f"--kv-type {chosen.type_k} --ubatch {chosen.n_ubatch}: "
+                        f"{sum(place.used for place in plan.places) / 1e9:.1f} GB.",
+                        plan,
+                    )
+                )
+        longest = self.largest(replace(wanted, type_k=None, type_v=None, n_ubatch=None))
+        if longest >= _CELLS:
+            alternatives.append(
+                Alternative(
+                    f"--ctx {longest}: a context of {longest:,} tokens fits; --strategy select packs what "
+                    "matters most into it."
+                )
+            )
+        weights_room = room - buffers.kv - buffers.compute - PYTHON_BYTES
+        if weights_room > 0 and self.shape.parameters:
+            bits = weights_room * 8 / self.shape.parameters
+            alternatives.append(
+                Alternative(
+                    f"A quant of at most {weights_room / 1e9:.1f} GB with this context: {bits:.1f} bits a "
+                    f"weight, where this file has {self.weights.total * 8 / self.shape.parameters:.1f}."
+                )
+            )
+        return NoPlan(reason, tuple(alternatives[:3]))
+
+
+def _split(devices: Sequence[Device]) -> tuple[float, ...]:
+    return tuple(float(device.free) for device in devices) if len(devices) > 1 else ()
+
+
+def _device_of(position: int, configuration: Configuration) -> int:
+    """Which device holds the layer at `position` among those on devices, as llama.cpp divides them."""
+    split = configuration.tensor_split
+    if len(split) < 2:
+        return 0
+    share = position / configuration.gpu_layers
+    total, reached = sum(split), 0.0
+    for number, part in enumerate(split):
+        reached += part / total
+        if share < reached:
+            return number
+    return len(split) - 1
