@@ -15,6 +15,7 @@ from m3cli.cli.chat import chat
 from m3cli.cli.doctor import doctor
 from m3cli.cli.model import model
 from m3cli.cli.pack import pack
+from m3cli.cli.plan import plan
 from m3cli.cli.quantize import quantize
 from m3cli.cli.warm import warm
 
@@ -31,6 +32,7 @@ app.command()(ask)
 app.command()(chat)
 app.command()(warm)
 app.command()(pack)
+app.command()(plan)
 app.add_typer(model)
 app.add_typer(cache)
 app.add_typer(quantize)

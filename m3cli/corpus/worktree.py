@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _TIMEOUT = 60  # seconds; reading the index of the largest known repositories takes a few
+_SETTINGS_TIMEOUT = 10  # seconds; those are a few small files
 _ENVIRONMENT = {
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_TERMINAL_PROMPT": "0",
@@ -68,6 +69,7 @@ def run_git(
     stdin: bytes | IO[bytes] = b"",
     may_find_nothing: bool = False,
     environment: Mapping[str, str] | None = None,
+    timeout: int = _TIMEOUT,
 ) -> bytes:
     """Run git for the work tree at `directory`, and only that one; return its standard output.
 
@@ -88,14 +90,14 @@ def run_git(
             capture_output=True,
             check=False,
             env=environment,
-            timeout=_TIMEOUT,
+            timeout=timeout,
         )
     except FileNotFoundError as error:
         raise GitError("git is not installed") from error
     except OSError as error:
         raise GitError(f"git could not be run ({error.strerror})") from error
     except subprocess.TimeoutExpired as error:
-        raise GitError(f"git gave no answer in {_TIMEOUT} seconds") from error
+        raise GitError(f"git gave no answer in {timeout} seconds") from error
     if done.returncode == 0 or (may_find_nothing and done.returncode == 1):
         return done.stdout
     words = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
@@ -114,6 +116,7 @@ class WorkTree:
         self.base = len(top.rstrip(b"/")) + 1
         self.git_directory = git_directory
         self.problems: list[str] = []
+        self._hangs = False  # as git does where a setting includes a FIFO; it would do so again
 
     def rules(self) -> tuple[IgnoreRules, ...]:
         """Read the rules that hold for the whole tree, strongest first: info/exclude, global."""
@@ -152,6 +155,8 @@ class WorkTree:
         if self.git_directory is None:
             return frozenset(), frozenset()
         try:
+            if self._hangs:
+                raise GitError("git gave no answer before")
             # All of them and not only the ignored ones: then git need not open any ignore file,
             # which could be a FIFO, and the answer does not depend on git's version.
             listing = run_git(self.top, "ls-files", "--cached", "-z")
@@ -173,8 +178,9 @@ class WorkTree:
         pattern = r"^core\.(excludesfile|ignorecase)$"
         arguments = ("config", "-z", "--type=path", "--get-regexp", pattern)
         try:
-            answer = run_git(self.top, *arguments, may_find_nothing=True)
+            answer = run_git(self.top, *arguments, may_find_nothing=True, timeout=_SETTINGS_TIMEOUT)
         except GitError as error:
+            self._hangs = isinstance(error.__cause__, subprocess.TimeoutExpired)
             if self.git_directory is not None:
                 self.problems.append(f"The default place of git's global excludes was used: {error}.")
             return {}
@@ -223,8 +229,10 @@ def git_directory_of(top: bytes) -> bytes | None:
     shared = os.path.join(git_directory, common) if common else git_directory
     is_repository = all(os.path.isdir(os.path.join(shared, part)) for part in (b"objects", b"refs"))
     # git would wait for ever for what stands in a FIFO.
-    files = [os.path.join(git_directory, name) for name in (b"HEAD", b"index", b"config.worktree")]
-    files += [os.path.join(shared, name) for name in (b"config", b"packed-refs")]
+    files = [
+        os.path.join(git_directory, name) for name in (b"HEAD", b"commondir", b"index", b"config.worktree")
+    ]
+    files += [os.path.join(shared, name) for name in (b"config", b"packed-refs", b"shallow")]
     is_readable = all(os.path.isfile(file) for file in files if os.path.exists(file))
     return shared if is_repository and is_readable else None
 

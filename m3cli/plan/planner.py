@@ -7,7 +7,7 @@ precise KV cache is taken only where it saves a fifth of the time, 4 bits only w
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from m3cli.plan.memory import DEVICE_MARGIN, PYTHON_BYTES, RAM_SHARE
 from m3cli.plan.speed import Speed, predict
@@ -19,11 +19,20 @@ if TYPE_CHECKING:
     from m3cli.plan.machine import Device, Machine
     from m3cli.plan.memory import Buffers, Weights
 
-KV_TYPES = (("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0"))
+KVType = Literal["f16", "q8_0", "q4_0"]
+
+KV_TYPES: tuple[tuple[KVType, KVType], ...] = (
+    ("f16", "f16"),
+    ("q8_0", "q8_0"),
+    ("q8_0", "q4_0"),
+    ("q4_0", "q4_0"),
+)
 UBATCHES = (2048, 1024, 512, 256, 128, 64)
 # A KV type of less precision has to save this much of the time.
 _WORTH = 0.8
 _CELLS = 256
+_MODEST = 32_768  # tokens of a context that is still of use
+_FEWEST_BITS = 1.6  # a weight, on average, in the smallest quants that are published
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +44,8 @@ class Configuration:
     """
 
     n_ctx: int
-    type_k: str = "f16"
-    type_v: str = "f16"
+    type_k: KVType = "f16"
+    type_v: KVType = "f16"
     n_ubatch: int = 512
     gpu_layers: int = 0
     cpu_experts: int = 0
@@ -102,11 +111,24 @@ class Wanted:
     n_ctx: int
     prompt: int
     answer: int = 500
-    type_k: str | None = None
-    type_v: str | None = None
+    type_k: KVType | None = None
+    type_v: KVType | None = None
     n_ubatch: int | None = None
     gpu_layers: int | None = None
     cpu_experts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a run took, in seconds a token of prefill and decode, and how it was run."""
+
+    prefill: float
+    decode: float
+    prompt: int
+    n_ctx: int
+    n_ubatch: int
+    type_k: KVType
+    type_v: KVType
 
 
 @dataclass
@@ -134,24 +156,40 @@ class Planner:
                 best = plan
         return self._explained(best, wanted)
 
+    def scale_of(self, measured: Measured) -> tuple[float, float]:
+        """The factors by which a run took longer than was predicted for it, in prefill and decode."""
+        configuration = Configuration(measured.n_ctx, measured.type_k, measured.type_v, measured.n_ubatch)
+        wanted = Wanted(measured.n_ctx, measured.prompt, type_k=measured.type_k, type_v=measured.type_v)
+        plan = self._placed(wanted, configuration)
+        if plan is None or not measured.prefill or not measured.decode:
+            return 1.0, 1.0
+        return measured.prefill * plan.speed.prefill_rate, measured.decode * plan.speed.decode_rate
+
     def largest(self, wanted: Wanted) -> int:
-        """The longest context, in tokens, that fits as `wanted` says, up to what it asks for."""
+        """The longest context, in tokens, that fits in any way, up to what is asked for; 0 if none does."""
+        smallest = self._kv_types(wanted)[-1]
         low, high = 0, wanted.n_ctx // _CELLS
         while low < high:
             middle = (low + high + 1) // 2
-            smaller = replace(wanted, n_ctx=middle * _CELLS, prompt=min(wanted.prompt, middle * _CELLS))
-            if any(self._fastest(smaller, kv) for kv in self._kv_types(wanted)):
+            n_ctx = middle * _CELLS
+            shorter = replace(
+                wanted,
+                n_ctx=n_ctx,
+                prompt=min(wanted.prompt, n_ctx),
+                n_ubatch=wanted.n_ubatch or UBATCHES[-1],
+            )
+            if self._fastest(shorter, smallest):
                 low = middle
             else:
                 high = middle - 1
         return low * _CELLS
 
-    def _kv_types(self, wanted: Wanted) -> list[tuple[str, str]]:
+    def _kv_types(self, wanted: Wanted) -> list[tuple[KVType, KVType]]:
         return [
             (k, v) for k, v in dict.fromkeys((wanted.type_k or k, wanted.type_v or v) for k, v in KV_TYPES)
         ]
 
-    def _fastest(self, wanted: Wanted, kv: tuple[str, str]) -> Plan | None:
+    def _fastest(self, wanted: Wanted, kv: tuple[KVType, KVType]) -> Plan | None:
         """The fastest plan with these KV types."""
         best: Plan | None = None
         for n_ubatch in (wanted.n_ubatch,) if wanted.n_ubatch else UBATCHES:
@@ -336,13 +374,24 @@ class Planner:
                     "matters most into it."
                 )
             )
-        weights_room = room - buffers.kv - buffers.compute - PYTHON_BYTES
-        if weights_room > 0 and self.shape.parameters:
-            bits = weights_room * 8 / self.shape.parameters
+        for n_ctx in dict.fromkeys((wanted.n_ctx, min(wanted.n_ctx, _MODEST))):
+            beside = self._ask(replace(smallest, n_ctx=n_ctx))
+            weights_room = room - beside.kv - beside.compute - PYTHON_BYTES
+            bits = weights_room * 8 / max(self.shape.parameters, 1)
+            if bits >= _FEWEST_BITS and weights_room < self.weights.total:
+                alternatives.append(
+                    Alternative(
+                        f"A quant of at most {weights_room / 1e9:.1f} GB with a context of {n_ctx:,} tokens: "
+                        f"{bits:.1f} bits a weight, where this file has "
+                        f"{self.weights.total * 8 / self.shape.parameters:.1f}."
+                    )
+                )
+        if not alternatives:
             alternatives.append(
                 Alternative(
-                    f"A quant of at most {weights_room / 1e9:.1f} GB with this context: {bits:.1f} bits a "
-                    f"weight, where this file has {self.weights.total * 8 / self.shape.parameters:.1f}."
+                    f"A machine with {need / 1e9:.0f} GB for model and context, or a smaller model: at "
+                    f"{_FEWEST_BITS} bits a weight this one alone takes "
+                    f"{self.shape.parameters * _FEWEST_BITS / 8e9:.0f} GB."
                 )
             )
         return NoPlan(reason, tuple(alternatives[:3]))

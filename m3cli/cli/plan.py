@@ -1,0 +1,129 @@
+"""`m3 plan`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from m3cli.cli import options, values
+from m3cli.errors import ExitCode, UsageError
+
+_PRICE = "Cost"
+
+
+def plan(
+    paths: Annotated[list[str] | None, typer.Argument(metavar="[PATH...]", show_default=False)] = None,
+    model: options.Model = None,
+    ctx: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|max",
+            help="Plan for a context of N tokens, or the model's (default: what PATH... takes).",
+            rich_help_panel=options.RUN_PANEL,
+        ),
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Plan for another machine: a TOML description, or one of gpu24-ram64, gpu24-ram192, "
+            "gpu2x24-ram128, mac128, cpu256, gpu8x80.",
+            rich_help_panel=options.RUN_PANEL,
+        ),
+    ] = None,
+    kv_type: options.KVType = None,
+    kv_type_v: Annotated[
+        options.KVTypeChoice | None,
+        typer.Option(help="Type of the values, if another.", rich_help_panel=options.RUN_PANEL),
+    ] = None,
+    ubatch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Tokens computed at a time.", rich_help_panel=options.RUN_PANEL
+        ),
+    ] = None,
+    gpu_layers: options.GPULayers = None,
+    cpu_moe_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--n-cpu-moe",
+            min=0,
+            metavar="N",
+            help="Keep the experts of the first N layers in RAM.",
+            rich_help_panel=options.RUN_PANEL,
+        ),
+    ] = None,
+    price_in: Annotated[
+        float | None,
+        typer.Option(min=0, help="Hosted price of a million prompt tokens.", rich_help_panel=_PRICE),
+    ] = None,
+    price_out: Annotated[
+        float | None,
+        typer.Option(min=0, help="Hosted price of a million answer tokens.", rich_help_panel=_PRICE),
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option(min=0, help="What this machine draws.", rich_help_panel=_PRICE)
+    ] = None,
+    price_kwh: Annotated[
+        float, typer.Option(min=0, help="Price of a kilowatt-hour.", rich_help_panel=_PRICE)
+    ] = 0.3,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    hidden: options.Hidden = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what would run on this machine, in how much memory, and how long it would take.
+
+    Nothing is loaded. Exit code 3 says that nothing fits, with what would.
+
+    Example:  m3 plan ./repo --ctx max --machine gpu24-ram192
+    """
+    from m3cli.memo import Memo
+    from m3cli.model.catalog import resolve
+    from m3cli.plan.planner import NoPlan
+    from m3cli.report.output import write_json
+    from m3cli.report.plan import costs_of, plan_object, show_plan
+    from m3cli.settings import cache_dir
+    from m3cli.tasks.plan import PlanRequest, make_plan
+
+    given = {key: value for key, value in locals().items() if key != "ctx"}
+    settings = values.settings(given)
+    corpus = None
+    if paths:
+        corpus = values.corpus_request(paths, settings, files_from=None, null=False, no_ignore=False)
+    chosen = "kv_type" in settings.origins
+    with ExitStack() as stack:
+        memo = Memo(cache_dir() / "memo.sqlite")
+        stack.callback(memo.close)
+        request = PlanRequest(
+            model=resolve(settings.model, settings.models),
+            cache_dir=cache_dir(),
+            corpus=corpus,
+            ctx=_context(ctx),
+            machine=machine,
+            type_k=settings.kv_type if chosen else None,
+            type_v=kv_type_v.value if kv_type_v else settings.kv_type if chosen else None,
+            n_ubatch=ubatch,
+            gpu_layers=settings.gpu_layers if settings.gpu_layers >= 0 else None,
+            cpu_experts=cpu_moe_layers,
+            memo=memo,
+        )
+        report = make_plan(request, values.read_stdin)
+    costs = costs_of(report, price_in, price_out, watts, price_kwh)
+    if as_json:
+        write_json(plan_object(report, costs))
+    else:
+        show_plan(report, costs, values.stdout_console())
+    if isinstance(report.result, NoPlan):
+        raise typer.Exit(ExitCode.IMPOSSIBLE)
+
+
+def _context(text: str | None) -> int | None:
+    if text is None or text == "max":
+        return None if text is None else 0
+    if not text.isdecimal() or not int(text):
+        raise UsageError(f"The value {text!r} of --ctx is no number of tokens.", "Give a number, or max.")
+    return int(text)
