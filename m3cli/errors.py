@@ -6,7 +6,8 @@
     │   ├── CorpusError              a path that is missing, unreadable or holds no text
     │   ├── ModelError               a file that is no usable model
     │   ├── DoesNotFitError          the prompt is larger than the context it has to fit
-    │   └── MachineError             not enough memory or disk, a library that does not load
+    │   └── MachineError             not enough disk, a library that does not load
+    │       └── OutOfMemoryError     what the model needs could not be allocated
     ├── EngineCrashError        70   the worker process died: native crash, out of memory, killed
     └── OutputClosedError        0   whoever read our output has gone, as `head` does: nothing is wrong
 
@@ -76,6 +77,10 @@ class DoesNotFitError(ImpossibleError):
 
 class MachineError(ImpossibleError):
     """This machine lacks what is needed: memory, disk, a native library."""
+
+
+class OutOfMemoryError(MachineError):
+    """Weights, KV cache or compute buffers did not fit into memory."""
 
 
 class EngineCrashError(M3Error):

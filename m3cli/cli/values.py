@@ -131,11 +131,12 @@ def context_request(corpus: CorpusRequest, settings: Settings, *, allow_dense: b
     return ContextRequest(
         corpus=corpus,
         model=resolve(settings.model, settings.models),
+        state_dir=cache_dir(),
         strategy=settings.strategy,
         think=settings.think if "think" in settings.origins else None,
         ctx=settings.ctx,
         max_tokens=settings.max_tokens,
-        kv_type=settings.kv_type,
+        kv_type=settings.kv_type if "kv_type" in settings.origins else None,
         flash_attention=flash,
         allow_dense=allow_dense,
         threads=settings.threads,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.events import THINK_TAGS, LoadProgress
-from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError
+from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError, OutOfMemoryError
 from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error
 
 try:
@@ -146,7 +146,7 @@ def load(path: str, params: Any) -> Any:
             "llama.cpp does not support this model yet.",
         )
     if _OUT_OF_MEMORY.search(reason):
-        raise MachineError(
+        raise OutOfMemoryError(
             f"The weights of {name} do not fit in memory: {reason}.",
             "Take a smaller quant of the model or put fewer layers on the GPU.",
         )
@@ -184,7 +184,7 @@ def make_context(model: Any, config: EngineConfig) -> Any:
         f"ubatch {config.n_ubatch:,}) could not be made: {reason}."
     )
     if _OUT_OF_MEMORY.search(reason):
-        raise MachineError(asked, "Ask for a smaller context, a smaller ubatch or a smaller KV type.")
+        raise OutOfMemoryError(asked, "Ask for a smaller context, a smaller ubatch or a smaller KV type.")
     raise MachineError(asked, "Try KV type f16 with flash attention on.")
 
 

@@ -349,9 +349,9 @@ class Planner:
         )
         limit = f", held back by {self.machine.limit}" if self.machine.limit else ""
         reason = (
-            f"{self.shape.name} with a context of {wanted.n_ctx:,} tokens takes at least {need / 1e9:.1f} GB "
-            f"(weights {self.weights.total / 1e9:.1f}, KV cache {buffers.kv / 1e9:.1f}, compute "
-            f"{buffers.compute / 1e9:.1f}), and {self.machine.name} has {room / 1e9:.1f} GB{limit}."
+            f"{self.shape.name} with a context of {wanted.n_ctx:,} tokens takes at least {need / 1e9:.2f} GB "
+            f"(weights {self.weights.total / 1e9:.2f}, KV cache {buffers.kv / 1e9:.2f}, compute "
+            f"{buffers.compute / 1e9:.2f}), and {self.machine.name} has {room / 1e9:.2f} GB{limit}."
         )
         alternatives: list[Alternative] = []
         if wanted.type_k is not None or wanted.n_ubatch is not None:

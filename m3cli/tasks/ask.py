@@ -10,9 +10,20 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from m3cli.engine.events import Event, Finished, Loaded, Notice, NotSaved, Request, Sampling, Token
-from m3cli.errors import M3Error, UsageError
+from m3cli.engine.events import (
+    Event,
+    Finished,
+    Loaded,
+    Notice,
+    NotSaved,
+    Prefilled,
+    Request,
+    Sampling,
+    Token,
+)
+from m3cli.errors import EngineCrashError, M3Error, OutOfMemoryError, UsageError
 from m3cli.tasks.citations import Citation, check_citations
+from m3cli.tasks.configure import stepped_down
 from m3cli.tasks.context import Context, ContextRequest, Packed
 from m3cli.tasks.thinking import Kind, ThinkingSplitter
 
@@ -26,6 +37,7 @@ DENSE = (
     "The model runs with dense attention instead of the sparse attention that it was trained with: do not "
     "rely on its answers."
 )
+SMALLER = "{problem} Trying once more with a ubatch of {n_ubatch} and a KV cache of {kv}."
 UNCITED = "The answer cites no lines that m3 could verify: check it against the files."
 
 
@@ -92,16 +104,33 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
     with Context(request.context, stdin) as context:
         packed = context.pack(request.question)
         prompt = context.prompt(packed.pack.parts, request.question)
+        config = context.engine_config(packed.n_ctx, packed.prompt_tokens)
     yield packed
     for note in context.notes:
         yield Notice(note)
 
-    # 2. the engine, and what it says, checked
-    config = context.engine_config(packed.n_ctx)
-    with open_engine(config, context.cache_config()) as engine:
-        yield from answer(
-            engine, request, packed, prompt, label=context.label, warnings=context.notes, started=started
-        )
+    # 2. the engine, and what it says, checked; once more, smaller, if memory was not there after all
+    heard = list(context.notes)
+    attempts = [config]
+    if request.context.state_dir is not None and (smaller := stepped_down(config, context.fixed)):
+        attempts.append(smaller)
+    for attempt in attempts:
+        begun = False
+        try:
+            with open_engine(attempt, context.cache_config()) as engine:
+                for event in answer(
+                    engine, request, packed, prompt, label=context.label, warnings=heard, started=started
+                ):
+                    begun = begun or isinstance(event, (Prefilled, Token))
+                    yield event
+                return
+        except (OutOfMemoryError, EngineCrashError) as error:
+            if begun or attempt is attempts[-1]:
+                raise
+            last = attempts[-1]
+            words = SMALLER.format(problem=error.message, n_ubatch=last.n_ubatch, kv=last.kv_type_k)
+        heard.append(words)
+        yield Notice(words)
 
 
 def answer(

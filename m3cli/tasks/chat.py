@@ -120,7 +120,7 @@ class Chat:
         if self._engine is None or packed.prompt_tokens + packed.max_tokens > self._n_ctx:
             self._close_engine()
             self._n_ctx = self.context.room_for(packed, _ROOM)
-            config = self.context.engine_config(self._n_ctx)
+            config = self.context.engine_config(self._n_ctx, packed.prompt_tokens)
             self._engine = self._open_engine(config, self.context.cache_config())
         return self._engine
 

@@ -21,6 +21,7 @@ from m3cli.prompt.chat import Message
 from m3cli.prompt.pack import pack_chunks
 from m3cli.prompt.segments import Content, TemplateText, encode_each
 from m3cli.prompt.thinking import think_variables
+from m3cli.tasks.configure import Fixed, configured
 from m3cli.tasks.model import open_model
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class Caching:
 class ContextRequest:
     """What is read, and how the model runs. `ctx` and `max_tokens` 0 leave the choice to m3.
 
-    `think` None is off as well, without a word about models that have no switch for it. Without
-    `caching` nothing is kept for another run.
+    `kv_type` None and `gpu_layers` −1 are for m3 to choose, by what fits this machine; `state_dir` keeps what
+    it measures of that, and without it all is taken as it is. `think` None is off as well, without a word
+    about models that have no switch for it. Without `caching` nothing is kept for another run.
     """
 
     corpus: CorpusRequest
@@ -70,12 +72,13 @@ class ContextRequest:
     think: ThinkMode | None = None
     ctx: int = 0
     max_tokens: int = 0
-    kv_type: KVType = "f16"
+    kv_type: KVType | None = None
     flash_attention: bool = True
     allow_dense: bool = False
     threads: int = 0
     gpu_layers: int = -1
     caching: Caching | None = None
+    state_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,19 +191,34 @@ class Context:
         """A context, in tokens, for `packed` and some `answers` more, as far as the window allows."""
         return self._window.n_ctx(packed.prompt_tokens + answers * packed.max_tokens)
 
-    def engine_config(self, n_ctx: int) -> EngineConfig:
-        """How the model is loaded for a context of `n_ctx` tokens."""
+    def engine_config(self, n_ctx: int, prompt: int) -> EngineConfig:
+        """How the model is loaded for a context of `n_ctx` tokens, of which `prompt` are read.
+
+        What the user left open is planned, and told in `notes`. Raises DoesNotFitError.
+        """
         request = self.request
-        return EngineConfig(
+        kv_type = request.kv_type or "f16"
+        base = EngineConfig(
             model_path=str(self.model.header.path),
             n_ctx=n_ctx,
             threads=request.threads,
             gpu_layers=request.gpu_layers,
-            kv_type_k=request.kv_type,
-            kv_type_v=request.kv_type,
+            kv_type_k=kv_type,
+            kv_type_v=kv_type,
             flash_attention=request.flash_attention,
             allow_dense=request.allow_dense,
         )
+        if not request.flash_attention or request.state_dir is None:
+            return base
+        config, told = configured(base, self.model, prompt, self.fixed, request.state_dir)
+        self.notes.extend(told)
+        return config
+
+    @property
+    def fixed(self) -> Fixed:
+        """What the user chose of what would else be planned."""
+        layers = self.request.gpu_layers
+        return Fixed(self.request.kv_type, layers if layers >= 0 else None)
 
     def cache_config(self) -> CacheConfig | None:
         """Where KV caches of this model are kept, if they are."""

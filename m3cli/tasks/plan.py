@@ -85,12 +85,13 @@ def make_plan(request: PlanRequest, stdin: Callable[[], bytes]) -> PlanReport:
     path = str(header.path)
     machine = _machine(request, Path(path))
     speed = known_speed(request.cache_dir, model_digest(header)) if request.machine is None else None
+    base = EngineConfig(path, n_ctx)
     with DryRun(path) as dry_run:
         planner = Planner(
             shape,
             weights_of(header.tensors, shape.layers),
             machine,
-            lambda configuration: _buffers(dry_run, path, configuration),
+            lambda configuration: buffers_of(dry_run, base, configuration),
         )
         wanted = Wanted(
             n_ctx,
@@ -140,14 +141,14 @@ def described_machine(name: str) -> Machine:
     return read_description(Path(name))
 
 
-def engine_config(path: str, configuration: Configuration) -> EngineConfig:
-    """How the engine is to load what was planned."""
+def engine_config(base: EngineConfig, configuration: Configuration) -> EngineConfig:
+    """`base` as it was planned."""
     overrides = []
     if configuration.cpu_experts and configuration.gpu_layers:
         layers = "|".join(map(str, range(configuration.cpu_experts)))
         overrides.append((rf"blk\.({layers})\.ffn_\w+_exps\.", "CPU"))
-    return EngineConfig(
-        model_path=path,
+    return replace(
+        base,
         n_ctx=configuration.n_ctx,
         n_batch=max(512, configuration.n_ubatch),
         n_ubatch=configuration.n_ubatch,
@@ -159,10 +160,10 @@ def engine_config(path: str, configuration: Configuration) -> EngineConfig:
     )
 
 
-def _buffers(dry_run: DryRun, path: str, configuration: Configuration) -> Buffers:
-    """Sizes do not depend on where things go, so all is measured in the RAM."""
-    config = engine_config(path, replace(configuration, gpu_layers=0, cpu_experts=0, tensor_split=()))
-    need = dry_run.need(config)
+def buffers_of(dry_run: DryRun, base: EngineConfig, configuration: Configuration) -> Buffers:
+    """What llama.cpp would allocate. Sizes do not depend on where things go: all is measured in the RAM."""
+    here = replace(configuration, gpu_layers=0, cpu_experts=0, tensor_split=())
+    need = dry_run.need(engine_config(base, here))
     return Buffers(
         kv=sum(need.memory.values()), compute=sum(need.compute.values()) + sum(need.output.values())
     )

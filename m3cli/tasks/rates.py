@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,21 @@ def with_measured_rates(machine: Machine, cache_dir: Path, model: Path) -> Machi
         disk_read=rates[device],
         estimated=(),
     )
+
+
+def offloads(cache_dir: Path) -> bool:
+    """Whether the installed llama.cpp can use a GPU; asked once for each version of it."""
+    from importlib.metadata import version
+
+    from m3cli.engine.local import system_facts
+
+    known = _read(cache_dir)
+    builds = known.setdefault("gpu_offload", {})
+    name = f"{version('llama-cpp-python')} {sys.prefix}"
+    if not isinstance(builds.get(name), bool):
+        builds[name] = bool(system_facts()["gpu_offload"])
+        _write(cache_dir, known)
+    return bool(builds[name])
 
 
 def known_speed(cache_dir: Path, digest: str) -> Measured | None:

@@ -54,7 +54,9 @@ def warm(
     tokens = prompt.tokens[: prompt.prefix]
     run = Request(tokens, 0, prefix=prompt.prefix, label=context.label)
     finished: Finished | None = None
-    with open_engine(context.engine_config(packed.n_ctx), context.cache_config()) as engine:
+    with open_engine(
+        context.engine_config(packed.n_ctx, packed.prompt_tokens), context.cache_config()
+    ) as engine:
         for event in engine.generate(run):
             yield event
             if isinstance(event, Notice):
