@@ -118,7 +118,8 @@ def _run(contender: Contender, caches: Path) -> Measure | None:
 
 def _tokens(text: str) -> int | None:
     """The number of tokens that a program prints."""
-    match = re.search(r"([\d,.]+)\s*([kM]?) tokens|[Tt]okens:\s*([\d,.]+)\s*([kM]?)", text)
+    match = re.search(r"()()[Tt]okens:\s*([\d,.]+)\s*([kM]?)", text)
+    match = match or re.search(r"([\d,.]+)\s*([kM]?) tokens()()", text)
     if match is None:
         return None
     number = (match[1] or match[3]).replace(",", "").rstrip(".")
