@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
@@ -84,9 +84,10 @@ def pack_chunks(
                 "Ask for a larger context with --ctx, leave files out with --exclude, or let m3 choose "
                 "with --strategy select.",
             )
+    needed = packer.whole.tokens
     if refined is not None:
         packer = _Packer(refined(), count, layout)
-    return packer.select(budget, question)
+    return replace(packer.select(budget, question), tokens_needed=needed)
 
 
 def split_chunks(
@@ -224,7 +225,7 @@ class _Packer:
             spans=tuple(spans),
             parts=tuple(parts),
             tokens=tokens,
-            tokens_needed=tokens if strategy == "whole" else self.whole.tokens,
+            tokens_needed=tokens,
         )
 
     def _runs(self, taken: Sequence[int]) -> list[list[int]]:
