@@ -22,16 +22,21 @@ from m3cli.engine.events import (
     Token,
 )
 from m3cli.errors import EngineCrashError, M3Error, OutOfMemoryError, UsageError
+from m3cli.model.digest import model_digest
+from m3cli.plan.planner import Measured
 from m3cli.tasks.citations import Citation, check_citations
 from m3cli.tasks.configure import stepped_down
 from m3cli.tasks.context import Context, ContextRequest, Packed
+from m3cli.tasks.rates import remember_speed
 from m3cli.tasks.thinking import Kind, ThinkingSplitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from m3cli.engine.events import Engine
+    from m3cli.engine.events import Engine, EngineConfig
     from m3cli.tasks.context import OpenEngine, Prompt
+
+_TELLING = 256  # tokens of prefill that tell a speed
 
 DENSE = (
     "The model runs with dense attention instead of the sparse attention that it was trained with: do not "
@@ -122,6 +127,8 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
                     engine, request, packed, prompt, label=context.label, warnings=heard, started=started
                 ):
                     begun = begun or isinstance(event, (Prefilled, Token))
+                    if isinstance(event, Answer):
+                        _remember(context, attempt, event)
                     yield event
                 return
         except (OutOfMemoryError, EngineCrashError) as error:
@@ -131,6 +138,24 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
             words = SMALLER.format(problem=error.message, n_ubatch=last.n_ubatch, kv=last.kv_type_k)
         heard.append(words)
         yield Notice(words)
+
+
+def _remember(context: Context, config: EngineConfig, answer: Answer) -> None:
+    """Keep how fast this was, for the plans to come, if there was enough of it to tell."""
+    directory = context.request.state_dir
+    prefilled = answer.packed.prompt_tokens - answer.restored_tokens
+    if directory is None or prefilled < _TELLING or answer.generated_tokens < 2:
+        return
+    measured = Measured(
+        prefill=answer.timings.prefill / prefilled,
+        decode=answer.timings.decode / answer.generated_tokens,
+        prompt=answer.packed.prompt_tokens,
+        n_ctx=config.n_ctx,
+        n_ubatch=config.n_ubatch,
+        type_k=config.kv_type_k,
+        type_v=config.kv_type_v,
+    )
+    remember_speed(directory, model_digest(context.model.header), measured)
 
 
 def answer(

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from m3cli.memo import Memo
 from m3cli.plan.planner import Measured
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from m3cli.plan.machine import Machine
 
-_FILE = "rates.json"
+_KEY = b"rates"  # in the memo
 _COPY_BYTES = 64 << 20
 _DISK_BYTES = 128 << 20
 _MATRIX = 1024
@@ -72,21 +73,20 @@ def remember_speed(cache_dir: Path, digest: str, speed: Measured) -> None:
 
 
 def _read(cache_dir: Path) -> dict[str, Any]:
+    memo = Memo(cache_dir / "memo.sqlite")
     try:
-        known = json.loads((cache_dir / _FILE).read_text("utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(memo.get([_KEY]).get(_KEY, b"{}"))
+    except ValueError:
         return {}
+    finally:
+        memo.close()
     return known if isinstance(known, dict) else {}
 
 
 def _write(cache_dir: Path, known: object) -> None:
-    temporary = cache_dir / f".{_FILE}.{os.getpid()}"
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(known), "utf-8")
-        temporary.replace(cache_dir / _FILE)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    memo = Memo(cache_dir / "memo.sqlite")
+    memo.put([(_KEY, json.dumps(known).encode())])
+    memo.close()
 
 
 def _copy_rate() -> float:
