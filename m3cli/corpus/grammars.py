@@ -142,6 +142,17 @@ def parse(name: str, data: bytes) -> dict[str, list[Node]] | None:
     more than half of the text is in no construct that it knows.
     """
     known = grammar(name)
+    root = root_of(name, data)
+    if known is None or root is None:
+        return None
+    found = QueryCursor(known.query).captures(root)
+    nodes = {role: outer_first(some) for role, some in found.items()}
+    return nodes if 2 * _unknown(nodes) <= len(data) else None
+
+
+def root_of(name: str, data: bytes) -> Node | None:
+    """Parse `data`; None if there is no grammar, the text is too much for it, or makes no sense to it."""
+    known = grammar(name)
     if known is None:
         return None
     data = data.replace(b"\0", b" ")  # scanners take it for the end of the text
@@ -159,11 +170,7 @@ def parse(name: str, data: bytes) -> dict[str, list[Node]] | None:
         )
     except ValueError:  # stopped
         return None
-    if _is_rubble(tree.root_node):
-        return None
-    found = QueryCursor(known.query).captures(tree.root_node)
-    nodes = {role: outer_first(some) for role, some in found.items()}
-    return nodes if 2 * _unknown(nodes) <= len(data) else None
+    return None if _is_rubble(tree.root_node) else tree.root_node
 
 
 def _is_rubble(root: Node) -> bool:

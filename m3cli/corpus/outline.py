@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from functools import cache
 from typing import TYPE_CHECKING
 
-from tree_sitter import Parser, Query, QueryCursor
+from tree_sitter import Query, QueryCursor
 
-from m3cli.corpus.grammars import (
-    _READ,
-    _REPORTS,
-    _SURROGATE,
-    _is_rubble,
-    grammar,
-    outer_first,
-    outermost,
-    parse,
-)
+from m3cli.corpus.grammars import grammar, outer_first, outermost, parse, root_of
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -301,28 +293,19 @@ def import_statements(language: str, text: str) -> list[str] | None:
     They stand in the order of the text. In Rust they are those outside of inline modules, in which
     `super` is the file itself. None if the text does not parse.
     """
-    known, query = grammar(language), _IMPORTS.get(language)
-    if known is None or query is None:
-        return None
     data = text.encode("utf-8", "surrogatepass")
-    data = _SURROGATE.sub("\ufffd".encode(), data.replace(b"\0", b" "))
-    reports = 0
-
-    def stop(_offset: int, _error: bool) -> bool:
-        nonlocal reports
-        reports += 1
-        return reports > _REPORTS
-
-    try:
-        tree = Parser(known.language).parse(
-            lambda offset, _point: data[offset : offset + _READ], encoding="utf8", progress_callback=stop
-        )
-    except ValueError:  # stopped
+    query = _import_query(language)
+    root = root_of(language, data) if query is not None else None
+    if query is None or root is None:
         return None
-    if _is_rubble(tree.root_node):
-        return None
-    nodes = QueryCursor(Query(known.language, query)).captures(tree.root_node).get("import", [])
+    nodes = QueryCursor(query).captures(root).get("import", [])
     return [data[n.start_byte : n.end_byte].decode("utf-8", "replace") for n in outer_first(nodes)]
+
+
+@cache
+def _import_query(language: str) -> Query | None:
+    known, source = grammar(language), _IMPORTS.get(language)
+    return Query(known.language, source) if known is not None and source is not None else None
 
 
 def _of(nodes: dict[str, list[Node]], *roles: str) -> list[Node]:
