@@ -34,7 +34,6 @@ SCAN_VERSION = 1
 _WILD = rb"?\x80-\xff"
 # What secrets are made of: runs of these are found by translation, which is much faster than a pattern.
 _RUN_CHARACTERS = rb"[A-Za-z0-9_\\" + _WILD + rb"-]"
-_RUN = 24
 _IS_RUN = bytes(ord("x") if re.match(_RUN_CHARACTERS, bytes([i])) else ord(" ") for i in range(256))
 
 # Letters that a pattern without case takes for s, k and i, and that bytes.lower() does not know.
@@ -139,6 +138,13 @@ _BEFORE_MARKS = tuple(
         strict=True,
     )
 )
+_CLOUDANT_WORDS = [
+    f"{name}{joint}{api}{word}"
+    for name in ("cl", "clou", "cloudant")
+    for joint in ("", "-", "_")
+    for api in ("", "api")
+    for word in ("key", "pw", "pass", "token")
+]
 # Searched in lower case in what stands on the line before a run.
 _ASSIGNMENT_MARKS = tuple(
     (length, mark)
@@ -156,7 +162,7 @@ _ASSIGNMENT_MARKS = tuple(
             (
                 "CloudantDetector",
                 rb"cl(?:ou|oudant)?[_-]?(?:api)?(?:key|pw|pass|token)|https?:| {64}",
-                "",
+                "|".join(["cloudant.com", " " * 64, *_CLOUDANT_WORDS]),
             ),
         ),
         strict=True,
@@ -227,8 +233,8 @@ def scan(path: str, text: str, *, prefilter: bool = True) -> list[Hit]:
     tools = _tools()
     if tools.skips_file(path):
         return []
-    lines = text.split("\n")
-    hits = set(_hits(tools, path, lines, _wanted(tools, text) if prefilter else None))
+    wanted = _wanted(tools, text) if prefilter else None
+    hits = set(_hits(tools, path, text.split("\n"), wanted)) if wanted != {} else set()
     for transformed in _transformed(tools, path, text, prefilter=prefilter):
         # (a block of YAML is one "line" with line feeds in it)
         one_each = "\n".join(line.replace("\n", "\x1f") for line in transformed)
@@ -352,21 +358,23 @@ def _marked_runs(raw: bytes, folded: bytes, words: set[bytes]) -> Iterator[tuple
         [(length, mark) for length, mark in marks if not mark.words or not mark.words.isdisjoint(words)]
         for marks in (_RUN_MARKS, _BEFORE_MARKS, _ASSIGNMENT_MARKS)
     )
+    shortest = min(length for length, _ in (*in_run, *before_run, *on_line))
     classes = raw.translate(_IS_RUN)
-    run = b"x" * _RUN
+    run = b"x" * shortest
     start = classes.find(run)
     while start >= 0:
-        end = classes.find(b" ", start + _RUN)
+        end = classes.find(b" ", start + shortest)
         end = len(raw) if end < 0 else end
         length = end - start
         for least, (name, pattern, _) in in_run:
             if length >= least and pattern.search(raw, start, end):
                 yield start, name
-        if start:
+        if start and raw[start - 1] in b".:":  # the last character of all these marks
             before = raw[max(0, start - 32) : start]
             for least, (name, pattern, _) in before_run:
                 if length >= least and pattern.search(before):
                     yield start, name
+        if start and any(length >= least for least, _ in on_line):
             before = folded[max(0, start - _ASSIGNMENT_REACH) : start].rpartition(b"\n")[2]
             for least, (name, pattern, _) in on_line:
                 if length >= least and pattern.search(before):

@@ -131,8 +131,11 @@ class Redactor:
 
 def _memo_key(path: str, text: str) -> bytes:
     """What a verdict depends on: the detectors, the file's name, and its text."""
-    data = f"secrets\0{_versions()}\0{path}\0{text}".encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(data, digest_size=16).digest()
+    digest = hashlib.blake2b(
+        f"secrets\0{_versions()}\0{path}\0".encode("utf-8", "surrogatepass"), digest_size=16
+    )
+    digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.digest()
 
 
 def _known_spans(value: bytes | None, length: int) -> list[_Span] | None:
