@@ -69,7 +69,7 @@ def run_git(
     stdin: bytes | IO[bytes] = b"",
     may_find_nothing: bool = False,
     environment: Mapping[str, str] | None = None,
-    timeout: int = _TIMEOUT,
+    timeout: float | None = None,
 ) -> bytes:
     """Run git for the work tree at `directory`, and only that one; return its standard output.
 
@@ -90,14 +90,14 @@ def run_git(
             capture_output=True,
             check=False,
             env=environment,
-            timeout=timeout,
+            timeout=timeout or _TIMEOUT,
         )
     except FileNotFoundError as error:
         raise GitError("git is not installed") from error
     except OSError as error:
         raise GitError(f"git could not be run ({error.strerror})") from error
     except subprocess.TimeoutExpired as error:
-        raise GitError(f"git gave no answer in {timeout} seconds") from error
+        raise GitError(f"git gave no answer in {timeout or _TIMEOUT} seconds") from error
     if done.returncode == 0 or (may_find_nothing and done.returncode == 1):
         return done.stdout
     words = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
