@@ -18,6 +18,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "ggml_backend_dev_get": (_POINTER, _SIZE),
     "ggml_backend_dev_name": (_TEXT, _POINTER),
     "ggml_backend_dev_description": (_TEXT, _POINTER),
+    "ggml_backend_dev_type": (ctypes.c_int, _POINTER),
     "ggml_backend_dev_memory": (None, _POINTER, ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)),
     "ggml_backend_dev_buffer_type": (_POINTER, _POINTER),
     "ggml_backend_dev_host_buffer_type": (_POINTER, _POINTER),
@@ -26,6 +27,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "ggml_backend_buft_is_host": (ctypes.c_bool, _POINTER),
     "ggml_backend_buft_get_device": (_POINTER, _POINTER),
 }
+_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")  # enum ggml_backend_dev_type
+
 for _name, (_result, *_arguments) in _FUNCTIONS.items():
     _function = getattr(libggml, _name)
     _function.restype, _function.argtypes = _result, _arguments
@@ -56,8 +59,9 @@ def device_of(address: int) -> str:
 def system_facts() -> dict[str, Any]:
     """Describe this build of llama.cpp and what it sees.
 
-    `version`, `system_info`, `gpu_offload`, `cores`, and `devices`: a list of `name`,
-    `description`, `free` and `total` memory in bytes.
+    `version`, `system_info`, `gpu_offload`, `cores`, and `devices`: a list of `name`, `description`,
+    `kind` (cpu; gpu; igpu, which uses the RAM; accel, which helps the CPU), `free` and `total` memory in
+    bytes.
     """
     devices = []
     for index in range(ggml.ggml_backend_dev_count()):
@@ -68,6 +72,7 @@ def system_facts() -> dict[str, Any]:
             {
                 "name": ggml.ggml_backend_dev_name(device).decode("utf-8", "replace"),
                 "description": ggml.ggml_backend_dev_description(device).decode("utf-8", "replace"),
+                "kind": _KINDS[ggml.ggml_backend_dev_type(device)],
                 "free": free.value,
                 "total": total.value,
             }

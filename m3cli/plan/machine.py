@@ -80,6 +80,11 @@ class Machine:
     limit: str = ""
     estimated: tuple[str, ...] = ()
 
+    @property
+    def device_memory(self) -> int:
+        """Bytes that are free on devices with memory of their own."""
+        return sum(device.free for device in self.devices if not device.unified)
+
 
 def described(source: Mapping[str, Any], name: str) -> Machine:
     """The machine of a description. Raises UsageError, naming what is wrong in `name`."""
@@ -155,7 +160,7 @@ def read_description(path: Path) -> Machine:
 def this_machine(devices: Iterable[Mapping[str, Any]], cores: int) -> Machine:
     """The computer that m3 runs on, with the devices that the engine sees, as its facts tell them.
 
-    CPUs among them are passed over. Rates are those of common hardware until they are measured.
+    What is no GPU among them is passed over. Rates are those of common hardware until they are measured.
     """
     total, available, limit = _memory()
     gpus = tuple(
@@ -166,10 +171,11 @@ def this_machine(devices: Iterable[Mapping[str, Any]], cores: int) -> Machine:
             _DEVICE_BANDWIDTH,
             _DEVICE_COMPUTE,
             _LINK,
-            unified=device["name"].startswith(("Metal", "MTL")),
+            # Apple's GPUs call themselves one with memory of its own.
+            unified=device["kind"] == "igpu" or device["name"].startswith(("Metal", "MTL")),
         )
         for device in devices
-        if device.get("kind", "cpu") != "cpu"
+        if device["kind"] in ("gpu", "igpu")
     )
     return Machine(
         name="this machine",

@@ -344,9 +344,7 @@ class Planner:
         )
         buffers = self._ask(smallest)
         need = self.weights.total + buffers.kv + buffers.compute + PYTHON_BYTES
-        room = int(self.machine.ram_available * RAM_SHARE) + sum(
-            device.free for device in self.machine.devices if not device.unified
-        )
+        room = int(self.machine.ram_available * RAM_SHARE) + self.machine.device_memory
         limit = f", held back by {self.machine.limit}" if self.machine.limit else ""
         reason = (
             f"{self.shape.name} with a context of {wanted.n_ctx:,} tokens takes at least {need / 1e9:.2f} GB "

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3cli.engine.local import system_facts
 from m3cli.errors import DoesNotFitError, MachineError, ModelError, UsageError
 from m3cli.model.hub import ALIASES, open_repository
 from m3cli.model.pull import Target, Transferred, Trouble, check_space, checked_header, download, remote_facts
+from m3cli.plan.machine import this_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from m3cli.model.hub import Quant, Repository
     from m3cli.model.pull import Facts
@@ -167,10 +167,8 @@ def memory_room() -> Callable[[int], str]:
         devices = system_facts()["devices"]
     except MachineError:  # what it takes to download does not need llama.cpp
         devices = []
-    ram = _available() or sum(device["free"] for device in devices if device["name"] == "CPU")
-    # Apple's GPU uses the RAM that is counted already.
-    others = [] if sys.platform == "darwin" else [d["free"] for d in devices if d["name"] != "CPU"]
-    room = ram + sum(others)
+    machine = this_machine(devices, 0)
+    room = machine.ram_available + machine.device_memory
 
     def fits(nbytes: int) -> str:
         needed = nbytes + nbytes // 10
@@ -179,15 +177,6 @@ def memory_room() -> Callable[[int], str]:
         return f"takes about {needed / 1e9:,.1f} GB of memory, and {room / 1e9:,.1f} GB are free"
 
     return fits
-
-
-def _available() -> int:
-    """Bytes of RAM that can be used without swapping, on Linux; 0 elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def _parsed(request: PullRequest) -> tuple[str, str]:

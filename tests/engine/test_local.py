@@ -438,6 +438,7 @@ def test_facts_describe_the_build_and_its_devices() -> None:
     assert facts["system_info"]
     assert facts["cores"] >= 1
     cpu = next(device for device in facts["devices"] if device["name"] == "CPU")
+    assert cpu["kind"] == "cpu"
     assert 0 < cpu["free"] <= cpu["total"]
 
 

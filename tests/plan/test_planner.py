@@ -200,6 +200,22 @@ def test_units_of_descriptions() -> None:
     assert machine.estimated == ("compute",)
 
 
+def test_devices_that_the_engine_sees() -> None:
+    """GPUs count, with their free memory; integrated ones use the RAM; CPU and its helpers are none."""
+
+    def device(name: str, kind: str) -> dict[str, Any]:
+        return {"name": name, "description": name, "kind": kind, "free": 20 << 30, "total": 24 << 30}
+
+    kinds = {"CUDA0": "gpu", "Vulkan1": "igpu", "MTL0": "gpu", "BLAS": "accel", "CPU": "cpu"}
+    machine = this_machine([device(name, kind) for name, kind in kinds.items()], 8)
+    assert [(gpu.name, gpu.unified) for gpu in machine.devices] == [
+        ("CUDA0", False),
+        ("Vulkan1", True),
+        ("MTL0", True),
+    ]
+    assert machine.device_memory == 20 << 30
+
+
 def test_limits_of_a_control_group_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest limit above this process decides, less what is used, plus what the system gives up."""
     group = tmp_path / "a" / "b"
