@@ -7,9 +7,9 @@ measures as many contexts as it is asked to.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from m3cli.engine.process import WorkerDiedError, WorkerProcess
+from m3cli.engine.process import WorkerClient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ class Need:
         return sum(sum(each.values()) for each in (self.weights, self.memory, self.compute, self.output))
 
 
-class DryRun:
+class DryRun(WorkerClient):
     """Measures configurations of the model at `model_path` in a worker, which `close` ends.
 
     `extra_buffers` as in m3cli.engine.llama.Model: whether weights may be repacked for this CPU.
@@ -73,10 +73,9 @@ class DryRun:
         extra_buffers: bool = True,
         worker_command: Sequence[str] | None = None,
     ) -> None:
+        super().__init__("measuring what the model needs", worker_command)
         self._model_path = model_path
         self._extra_buffers = extra_buffers
-        self._command = worker_command
-        self._worker: WorkerProcess | None = None
 
     def need(self, config: EngineConfig) -> Need:
         """Measure `config`, whatever its `model_path`.
@@ -87,7 +86,7 @@ class DryRun:
         """
         config = replace(config, model_path=self._model_path)
         message = {"op": "dry_run", "config": asdict(config), "extra_buffers": self._extra_buffers}
-        result = self._ask(message)["result"]
+        result = self.ask(message)[0]["result"]
         caches = tuple(
             Cache(
                 cache["name"],
@@ -98,28 +97,3 @@ class DryRun:
             for cache in result.pop("caches")
         )
         return Need(**result, caches=caches)
-
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        if self._worker is None:
-            self._worker = WorkerProcess(self._command)
-        try:
-            self._worker.send(message)
-            return self._worker.receive()[0]
-        except WorkerDiedError as death:
-            self.close()
-            raise death.crash("measuring what the model needs") from None
-        except BaseException:
-            self.close()  # an interrupted exchange would answer the next question
-            raise
-
-    def close(self) -> None:
-        """End the worker; may be called twice. It starts again when needed."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None
-
-    def __enter__(self) -> DryRun:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from m3cli.engine import events
 from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled, Stopped, Token
-from m3cli.engine.process import WorkerDiedError, WorkerProcess
+from m3cli.engine.process import WorkerClient, WorkerDiedError, WorkerProcess
 from m3cli.engine.workarounds import extra_buffers_crash, remember_extra_buffers_crash
 from m3cli.errors import ImpossibleError, UsageError
 from m3cli.model.tokens import pack_ids, unpack_ids
@@ -192,7 +192,7 @@ class LocalEngine:
         self.close()
 
 
-class LocalTokenizer:
+class LocalTokenizer(WorkerClient):
     """A model's own tokenizer, run by llama.cpp in a worker: a Tokenizer.
 
     For vocabularies that m3 cannot build itself (SentencePiece, WordPiece, unknown BPE). Its name
@@ -201,9 +201,8 @@ class LocalTokenizer:
     """
 
     def __init__(self, model_path: str, *, worker_command: Sequence[str] | None = None) -> None:
+        super().__init__("tokenizing", worker_command)
         self._model_path = model_path
-        self._command = worker_command
-        self._worker: WorkerProcess | None = None
         self._facts: dict[str, Any] | None = None
 
     @property
@@ -221,7 +220,7 @@ class LocalTokenizer:
     def facts(self) -> dict[str, Any]:
         """`bos` and `eos` (id or None), `add_bos`, `size` in tokens and `digest`."""
         if self._facts is None:
-            message, _ = self._ask({"op": "vocabulary", "model_path": self._model_path})
+            message, _ = self.ask({"op": "vocabulary", "model_path": self._model_path})
             self._facts = message["result"]
         return self._facts
 
@@ -254,7 +253,7 @@ class LocalTokenizer:
         if not texts:
             return []
         data = [text.encode("utf-8", "replace") for text in texts]
-        message, payload = self._ask(
+        message, payload = self.ask(
             {
                 "op": "tokenize",
                 "model_path": self._model_path,
@@ -270,44 +269,12 @@ class LocalTokenizer:
             start += count
         return encoded
 
-    def _ask(self, message: dict[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        if self._worker is None:
-            self._worker = WorkerProcess(self._command)
-        try:
-            self._worker.send(message, payload)
-            return self._worker.receive()
-        except WorkerDiedError as death:
-            self.close()
-            raise death.crash("tokenizing") from None
-        except BaseException:
-            self.close()  # an interrupted exchange would answer the next question
-            raise
-
-    def close(self) -> None:
-        """End the worker; may be called twice. It starts again when needed."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None
-
-    def __enter__(self) -> LocalTokenizer:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
 
 def system_facts(*, worker_command: Sequence[str] | None = None) -> dict[str, Any]:
     """Ask a short-lived worker what the installed llama.cpp is and sees.
 
-    `version`, `system_info`, `gpu_offload`, `cores`, and `devices` (`name`, `description`, `free`
-    and `total` bytes). Raises MachineError when the library does not load.
+    What is told is in m3cli.engine.devices.system_facts. Raises MachineError when the library does not load.
     """
-    worker = WorkerProcess(worker_command)
-    try:
-        worker.send({"op": "facts"})
-        facts: dict[str, Any] = worker.receive()[0]["result"]
-    except WorkerDiedError as death:
-        raise death.crash("looking at this machine") from None
-    finally:
-        worker.kill()
+    with WorkerClient("looking at this machine", worker_command) as worker:
+        facts: dict[str, Any] = worker.ask({"op": "facts"})[0]["result"]
     return facts

@@ -22,6 +22,8 @@ from m3cli.errors import EngineCrashError, M3Error, MachineError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from typing_extensions import Self
+
 # The directory m3 is started in may be the very tree that is reviewed, and may hold a llama_cpp.py
 # or a json.py. So the child begins isolated (-I: neither the current directory nor PYTHON* count),
 # gets m3's own module path without the current directory, and finds m3cli by its location alone:
@@ -194,6 +196,41 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the worker at once, whatever it is at; may be called twice."""
         self._end()
+
+
+class WorkerClient:
+    """Asks a worker one thing after another; starts it when it is needed. A context manager."""
+
+    def __init__(self, doing: str, command: Sequence[str] | None = None) -> None:
+        self._doing = doing  # for the error when it dies
+        self._command = command
+        self._worker: WorkerProcess | None = None
+
+    def ask(self, message: Message, payload: bytes = b"") -> tuple[Message, bytes]:
+        """One request and its reply. Raises EngineCrashError, or the M3Error that the worker raised."""
+        if self._worker is None:
+            self._worker = WorkerProcess(self._command)
+        try:
+            self._worker.send(message, payload)
+            return self._worker.receive()
+        except WorkerDiedError as death:
+            self.close()
+            raise death.crash(self._doing) from None
+        except BaseException:
+            self.close()  # an interrupted exchange would answer the next question
+            raise
+
+    def close(self) -> None:
+        """End the worker; may be called twice. It starts again when needed."""
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
 
 def _end(process: subprocess.Popen[bytes], *streams: BinaryIO) -> None:
