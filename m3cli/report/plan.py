@@ -46,7 +46,7 @@ def show_plan(report: PlanReport, costs: dict[str, float], console: Console) -> 
     for name, value in (
         ("KV cache", f"keys {configuration.type_k}, values {configuration.type_v}"),
         ("ubatch", f"{configuration.n_ubatch:,} tokens"),
-        ("layers on devices", f"{configuration.gpu_layers} of {len(report.shape.kv_heads) + 1}"),
+        ("layers on devices", f"{configuration.gpu_layers} of {report.shape.layers + 1}"),
         ("experts in RAM", f"of {configuration.cpu_experts} layers" if configuration.cpu_experts else "-"),
         ("saved context", size(result.state_bytes)),
     ):

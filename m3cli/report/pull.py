@@ -6,34 +6,24 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from m3cli.model.pull import Trouble
-from m3cli.report.text import amount, duration, printable, size, stderr_console
+from m3cli.report.progress import BytesConsole
+from m3cli.report.text import amount, duration, printable, size
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
     from rich.table import Table
 
     from m3cli.tasks.pull import Offer, Progress, PullPlan
 
-_SILENCE = 300.0  # seconds; without a terminal, a line after each
 
-
-class PullConsole:
+class PullConsole(BytesConsole):
     """Renders a download on stderr. A context manager: the progress bar ends with it."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._stderr = stderr_console()
-        self._bar: Bar | None = None
-        self._started = self._told = time.monotonic()
+        super().__init__("the same command goes on from here", quiet=quiet)
+        self._started = time.monotonic()
 
     def __enter__(self) -> PullConsole:
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        if kind is KeyboardInterrupt:
-            self.note("interrupted; the same command goes on from here")
 
     def plan(self, plan: PullPlan) -> None:
         """What there is, and what was chosen."""
@@ -55,14 +45,7 @@ class PullConsole:
         if isinstance(event, Trouble):
             self.note(f"note: {event.sentence}")
             return
-        if self._bar is None and not self._quiet and self._stderr.is_terminal:
-            self._begin(event)
-        if self._bar is not None:
-            name = printable(event.name.rpartition("/")[2])
-            self._bar.update(self._bar.task_ids[0], completed=event.done, description=name)
-        elif time.monotonic() - self._told > _SILENCE:
-            self._told = time.monotonic()
-            self.note(f"{size(event.done)} of {size(event.total)}")
+        self.advance(event.name.rpartition("/")[2], event.done, event.total)
 
     def done(self, plan: PullPlan, received: int) -> None:
         """Say how it ended."""
@@ -71,33 +54,6 @@ class PullConsole:
         self.note(
             f"{files}, {size(plan.chosen.quant.nbytes)}, verified; {size(received)} received in {seconds}"
         )
-
-    def note(self, line: str) -> None:
-        """One line on stderr, unless quiet."""
-        if not self._quiet:
-            self._stderr.print(printable(line), style="dim", markup=False)
-
-    def _begin(self, event: Progress) -> None:
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=self._stderr,
-            transient=True,
-        )
-        self._bar.start()
-        self._bar.add_task("", total=event.total, completed=event.done)
 
 
 def license_line(plan: PullPlan) -> str:
