@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -56,11 +55,8 @@ def pack(
     from m3cli.corpus.extract import ExtractOptions
     from m3cli.corpus.sources import WalkOptions
     from m3cli.errors import UsageError
-    from m3cli.memo import Memo
-    from m3cli.model.catalog import demo_model, resolve
     from m3cli.prompt.template import Template
-    from m3cli.tasks.model import open_model
-    from m3cli.tasks.pack import PackRequest
+    from m3cli.tasks.pack import PackRequest, counter
     from m3cli.tasks.pack import pack as run
 
     def no_stdin() -> bytes:
@@ -79,21 +75,15 @@ def pack(
         diff=diff,
         log=log,
     )
-    with ExitStack() as stack:
-        memo = Memo(cache_dir / "memo.sqlite") if cache_dir is not None else None
-        if memo is not None:
-            stack.callback(memo.close)
-        opened = None
-        if model is not None or demo_model() is not None:
-            opened = stack.enter_context(open_model(resolve(str(model) if model else None, {}), memo))
+    with counter(str(model) if model is not None else None, {}, cache_dir) as (tokenizer, name, memo):
         return run(
             PackRequest(
                 corpus=corpus,
                 format=format,
                 budget=budget,
                 query=query,
-                tokenizer=opened.tokenizer if opened is not None else None,
-                counted_by=opened.ref.name if opened is not None else "",
+                tokenizer=tokenizer,
+                counted_by=name,
                 redact=redact,
                 memo=memo,
                 line_numbers=line_numbers,

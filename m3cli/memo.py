@@ -24,14 +24,25 @@ _LARGEST = 1 << 30  # bytes of the file; beyond, what was used longest ago goes
 class Memo:
     """Values by key, for the next run of the program; a key is a digest of all that a value depends on.
 
-    A memo that cannot be opened, read or written is done without: it only ever saves time. It may be
-    used by one thread at a time.
+    A context manager. A memo that cannot be opened, read or written is done without: it only ever saves
+    time. It may be used by one thread at a time.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database: sqlite3.Connection | None = None
         self._opened = False
+
+    @classmethod
+    def of(cls, cache_dir: Path) -> Memo:
+        """The one in a cache directory."""
+        return cls(cache_dir / "memo.sqlite")
+
+    def __enter__(self) -> Memo:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """The values that are known."""
@@ -54,7 +65,7 @@ class Memo:
                     with database:
                         database.executemany("UPDATE memo SET used = ? WHERE key = ?", old)
         except sqlite3.Error:
-            self._give_up()
+            self.close()
         return found
 
     def put(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
@@ -75,7 +86,7 @@ class Memo:
                     )
                 database.execute("VACUUM")
         except (sqlite3.Error, OSError):
-            self._give_up()
+            self.close()
 
     def close(self) -> None:
         """Close the file; may be called twice."""
@@ -105,9 +116,6 @@ class Memo:
                 self._database = database
                 return database
         return None
-
-    def _give_up(self) -> None:
-        self.close()
 
 
 def _in_parts(keys: list[bytes]) -> Iterator[list[bytes]]:

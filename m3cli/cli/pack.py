@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,11 +17,8 @@ from m3cli.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from m3cli.memo import Memo
-    from m3cli.model.tokens import Tokenizer
     from m3cli.prompt.pack import Pack
     from m3cli.prompt.template import Template
-    from m3cli.settings import Settings
     from m3cli.tasks.pack import PackResult
 
 
@@ -149,7 +146,8 @@ def pack(
     Example:  m3 pack ./repo --budget 100000 --query "retry logic" -o repo.xml
     """
     from m3cli.report.pack_console import show_pack
-    from m3cli.tasks.pack import PackRequest
+    from m3cli.settings import cache_dir
+    from m3cli.tasks.pack import PackRequest, counter
     from m3cli.tasks.pack import pack as run
 
     settings = values.settings(locals())
@@ -173,7 +171,8 @@ def pack(
         diff=base or ("HEAD" if diff else None),
         log=log,
     )
-    with _tokenizer(settings) as (tokenizer, name, memo):
+    kept = cache_dir() if settings.cache else None
+    with counter(settings.model, settings.models, kept) as (tokenizer, name, memo):
         request = PackRequest(
             corpus=corpus,
             format=format.value,
@@ -252,22 +251,3 @@ def _template(file: Path) -> Template:
         words = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UsageError(f"The template {file} cannot be read: {words}.", "Name a readable file.") from error
     return Template(source, str(file))
-
-
-@contextmanager
-def _tokenizer(settings: Settings) -> Iterator[tuple[Tokenizer | None, str, Memo | None]]:
-    """The tokenizer and name of the model that is set up, None without even the demo model; the memo."""
-    from m3cli.memo import Memo
-    from m3cli.model.catalog import demo_model, resolve
-    from m3cli.settings import cache_dir
-    from m3cli.tasks.model import open_model
-
-    memo = Memo(cache_dir() / "memo.sqlite") if settings.cache else None
-    with ExitStack() as stack:
-        if memo is not None:
-            stack.callback(memo.close)
-        if settings.model is None and demo_model() is None:
-            yield None, "", memo
-            return
-        opened = stack.enter_context(open_model(resolve(settings.model, settings.models), memo))
-        yield opened.tokenizer, "the demo model" if opened.ref.origin == "demo" else opened.ref.name, memo

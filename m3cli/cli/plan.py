@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -95,9 +94,7 @@ def plan(
     if paths:
         corpus = values.corpus_request(paths, settings, files_from=None, null=False, no_ignore=False)
     chosen = "kv_type" in settings.origins
-    with ExitStack() as stack:
-        memo = Memo(cache_dir() / "memo.sqlite")
-        stack.callback(memo.close)
+    with Memo.of(cache_dir()) as memo:
         request = PlanRequest(
             model=resolve(settings.model, settings.models),
             cache_dir=cache_dir(),

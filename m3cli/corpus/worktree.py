@@ -74,7 +74,8 @@ def run_git(
     """Run git for the work tree at `directory`, and only that one; return its standard output.
 
     With `may_find_nothing` the exit code 1 is an empty answer. `stdin` is what git reads, or an open file
-    with it. `environment` is in place of `git_environment()`. Raises GitError.
+    with it. `environment` is in place of `git_environment()`, `timeout` (in seconds) of the usual one. Raises
+    GitError.
     """
     environment = {
         **(git_environment() if environment is None else environment),

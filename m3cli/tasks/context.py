@@ -119,7 +119,7 @@ class Context:
 
     def __init__(self, request: ContextRequest, stdin: Callable[[], bytes]) -> None:
         self.request = request
-        memo = Memo(request.caching.directory / "memo.sqlite") if request.caching else None
+        memo = Memo.of(request.caching.directory) if request.caching else None
         self.model = open_model(request.model, memo)
         try:
             self._window = plan_window(self.model.shape.context_length, request.ctx, request.max_tokens)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import Corpus, CorpusReading, CorpusRequest
+from m3cli.memo import Memo
+from m3cli.model.catalog import demo_model, resolve
 from m3cli.prompt.export import FORMATS
 from m3cli.prompt.layout import numbered
 from m3cli.prompt.pack import Pack, pack_chunks, split_chunks
 from m3cli.prompt.template import Template, pack_template
+from m3cli.tasks.model import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from m3cli.corpus.types import Chunk
-    from m3cli.memo import Memo
     from m3cli.model.tokens import Tokenizer
 
 
@@ -60,6 +64,23 @@ class PackResult:
     def text(self) -> str:
         """The packed text."""
         return "".join(self.pack.parts)
+
+
+@contextmanager
+def counter(
+    model: str | None, aliases: Mapping[str, str], cache_dir: Path | None
+) -> Iterator[tuple[Tokenizer | None, str, Memo | None]]:
+    """What counts tokens, whose it is, and what remembers counts: the first three facts of a request.
+
+    `model` None is the demo model, or without it no tokenizer; `cache_dir` None remembers nothing.
+    """
+    with ExitStack() as stack:
+        memo = stack.enter_context(Memo.of(cache_dir)) if cache_dir is not None else None
+        if model is None and demo_model() is None:
+            yield None, "", memo
+            return
+        opened = stack.enter_context(open_model(resolve(model, aliases), memo))
+        yield opened.tokenizer, "the demo model" if opened.ref.origin == "demo" else opened.ref.name, memo
 
 
 def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:

@@ -27,12 +27,14 @@ def with_measured_rates(machine: Machine, cache_dir: Path, model: Path) -> Machi
     """`machine` with the rates of its RAM, its cores and the disk of `model`, measured if need be."""
     known = _read(cache_dir)
     rates = known.setdefault("machine", {})
+    before = dict(rates)
     device = f"disk {model.stat().st_dev}"
     if "ram_bandwidth" not in rates or rates.get("cores") != machine.cores:
         rates.update(ram_bandwidth=_copy_rate(), compute=_compute_rate(), cores=machine.cores)
     if device not in rates:
         rates[device] = _disk_rate(model)
-    _write(cache_dir, known)
+    if rates != before:
+        _write(cache_dir, known)
     return replace(
         machine,
         ram_bandwidth=rates["ram_bandwidth"],
@@ -73,20 +75,18 @@ def remember_speed(cache_dir: Path, digest: str, speed: Measured) -> None:
 
 
 def _read(cache_dir: Path) -> dict[str, Any]:
-    memo = Memo(cache_dir / "memo.sqlite")
+    with Memo.of(cache_dir) as memo:
+        value = memo.get([_KEY]).get(_KEY, b"{}")
     try:
-        known = json.loads(memo.get([_KEY]).get(_KEY, b"{}"))
+        known = json.loads(value)
     except ValueError:
         return {}
-    finally:
-        memo.close()
     return known if isinstance(known, dict) else {}
 
 
 def _write(cache_dir: Path, known: object) -> None:
-    memo = Memo(cache_dir / "memo.sqlite")
-    memo.put([(_KEY, json.dumps(known).encode())])
-    memo.close()
+    with Memo.of(cache_dir) as memo:
+        memo.put([(_KEY, json.dumps(known).encode())])
 
 
 def _copy_rate() -> float:
