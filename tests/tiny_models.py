@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m3cli.model.tokenizer import _LETTERS
+from m3cli.model.vocabulary import LETTERS
 from tests.gguf_files import NORMAL, write_gguf
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ VOCABULARY, WIDTH, LAYERS = 1000, 64, 6
 
 
 def _tokenizer() -> dict[str, Any]:
-    tokens = [*_LETTERS, *(f"token{i}" for i in range(VOCABULARY - len(_LETTERS)))]
+    tokens = [*LETTERS, *(f"token{i}" for i in range(VOCABULARY - len(LETTERS)))]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3cli.errors import ModelError
-from m3cli.model import tokenizer
 from m3cli.model.header import read_header
 from m3cli.model.pretokenizers import PATTERNS
 from m3cli.model.tokenizer import BPETokenizer, load_tokenizer
+from m3cli.model.vocabulary import SEPARATOR
 from tests.gguf_files import CONTROL, NORMAL, UNUSED, USER_DEFINED, write_vocabulary
 from tests.hugging_face import STAGES, TRICKY, bpe_model, python_sources, smollm2_path, train
 
@@ -210,7 +210,7 @@ def test_batch_is_the_same_as_one_by_one(smollm2: Pair) -> None:
 @given(st.lists(st.text("\x00m3\x01 a"), max_size=6))
 def test_texts_that_spell_the_separator_are_still_themselves(smollm2: Pair, texts: list[str]) -> None:
     """What stands between texts inside a call cannot be forged by them, nor put together from two."""
-    texts = [*texts, *(tokenizer._SEPARATOR[i:] for i in range(4)), tokenizer._SEPARATOR * 2]
+    texts = [*texts, *(SEPARATOR[i:] for i in range(4)), SEPARATOR * 2]
     expected = [e.ids for e in smollm2.reference.encode_batch(texts, add_special_tokens=False)]
     assert smollm2.ours.encode_batch(texts) == expected
     assert smollm2.ours.count_batch(texts) == list(map(len, expected))

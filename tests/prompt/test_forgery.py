@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from m3cli.engine.local import LocalTokenizer
 from m3cli.model.catalog import demo_model
 from m3cli.model.header import read_header
-from m3cli.model.tokenizer import _LETTERS, load_tokenizer
+from m3cli.model.tokenizer import load_tokenizer
+from m3cli.model.vocabulary import LETTERS
 from m3cli.prompt.chat import ChatTemplate, Message
 from m3cli.prompt.segments import Content, encode_segments
 from tests.gguf_files import CONTROL, NORMAL, USER_DEFINED, write_vocabulary
@@ -116,8 +117,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             tokenizer = LocalTokenizer(str(sentencepiece(path, specials)))
         else:
             # the merges spell specials too, as far as merging can be led to them
-            merges = [f"{_LETTERS[a]} {_LETTERS[b]}" for a, b in ((60, 124), (124, 62), (93, 126), (126, 98))]
-            tokens = [*_LETTERS, *(merge.replace(" ", "") for merge in merges), *specials]
+            merges = [f"{LETTERS[a]} {LETTERS[b]}" for a, b in ((60, 124), (124, 62), (93, 126), (126, 98))]
+            tokens = [*LETTERS, *(merge.replace(" ", "") for merge in merges), *specials]
             types = [NORMAL] * (256 + len(merges)) + [
                 USER_DEFINED if s in USER else CONTROL for s in specials
             ]

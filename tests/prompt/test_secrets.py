@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from m3cli.corpus.chunks import chunk_document
 from m3cli.corpus.types import Document
 from m3cli.memo import Memo
-from m3cli.prompt import secret_scan, secrets
+from m3cli.prompt import secret_marks, secret_scan, secrets
 from m3cli.prompt.secret_scan import scan
 from m3cli.prompt.secrets import Redactor
 
@@ -161,7 +161,7 @@ def test_there_are_samples_for_every_detector() -> None:
     """A detector that a new release of detect-secrets brings is noticed here."""
     detectors = secret_scan._tools().detectors
     assert SAMPLES.keys() == {detector.secret_type for detector in detectors.values()}
-    assert detectors.keys() == secret_scan._KNOWN
+    assert detectors.keys() == secret_marks.KNOWN
 
 
 @pytest.mark.parametrize(("kind", "line"), EVERY_SAMPLE)
@@ -228,7 +228,7 @@ def test_random_looking_strings_reach_their_detectors(pieces: list[str]) -> None
 
 def test_a_detector_that_the_prefilter_does_not_know_sees_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A newer detect-secrets may cost time, but no findings."""
-    monkeypatch.setattr(secret_scan, "_KNOWN", frozenset())
+    monkeypatch.setattr(secret_scan, "KNOWN", frozenset())
     assert set(secret_scan._wanted(secret_scan._tools(), "a\nb\n")) == {0, 1, 2}
 
 

@@ -14,7 +14,7 @@ from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefille
 from m3cli.engine.fake import FakeEngine
 from m3cli.errors import CorpusError, DoesNotFitError, UsageError
 from m3cli.model.catalog import resolve
-from m3cli.model.tokenizer import _LETTERS
+from m3cli.model.vocabulary import LETTERS
 from m3cli.report.ask_json import ask_object, ask_schema
 from m3cli.tasks.ask import UNCITED, Answer, AskEvent, AskRequest, Text, ask
 from m3cli.tasks.context import ContextRequest, Packed
@@ -157,8 +157,8 @@ THINK_TAGS = ["<mm:think>", "</mm:think>"]
 
 def model_with(path: Path, template: str) -> ModelRef:
     """A model of bytes, M3's think tags and this chat template, with nothing to run."""
-    tokens = [*_LETTERS, "th", *THINK_TAGS]
-    types = [NORMAL] * (len(_LETTERS) + 1) + [USER_DEFINED] * len(THINK_TAGS)
+    tokens = [*LETTERS, "th", *THINK_TAGS]
+    types = [NORMAL] * (len(LETTERS) + 1) + [USER_DEFINED] * len(THINK_TAGS)
     fields = {"tokenizer.chat_template": template, "llama.context_length": 8192}
     write_vocabulary(path, "minimax-m2", tokens, types, ["t h"], **fields)
     return resolve(str(path), {})
