@@ -102,42 +102,44 @@ RECIPES = {
 }
 
 
+MINIMAX_M3 = HParams(
+    layers=60,
+    dense_layers=3,
+    hidden=6144,
+    vocab_size=200_064,
+    context_length=1_048_576,
+    rms_eps=1e-6,
+    heads=64,
+    kv_heads=4,
+    head_dim=128,
+    rotary_dim=64,
+    rope_theta=5e6,
+    dense_ff=12_288,
+    experts=128,
+    experts_used=4,
+    expert_ff=3072,
+    shared_experts=1,
+    expert_scale=2.0,
+    index_heads=4,
+    index_dim=128,
+    index_top_k=16,
+    index_block=128,
+    index_local=1,
+)
+
+
 def minimax_m3() -> Shape:
     """MiniMax-M3, 426 B parameters without the vision tower."""
-    hparams = HParams(
-        layers=60,
-        dense_layers=3,
-        hidden=6144,
-        vocab_size=200_064,
-        context_length=1_048_576,
-        rms_eps=1e-6,
-        heads=64,
-        kv_heads=4,
-        head_dim=128,
-        rotary_dim=64,
-        rope_theta=5e6,
-        dense_ff=12_288,
-        experts=128,
-        experts_used=4,
-        expert_ff=3072,
-        shared_experts=1,
-        expert_scale=2.0,
-        index_heads=4,
-        index_dim=128,
-        index_top_k=16,
-        index_block=128,
-        index_local=1,
-    )
     tensors = [
         Tensor(each.name, each.out_shape, Type.BF16 if each.role == "matrix" else Type.F32)
-        for each in mappings(hparams)
+        for each in mappings(MINIMAX_M3)
     ]
     return Shape(
         "MiniMax M3",
         "minimax-m3",
-        hparams.vocab_size,
+        MINIMAX_M3.vocab_size,
         tuple(tensors),
-        lambda writer: add_hparams(writer, hparams),
+        lambda writer: add_hparams(writer, MINIMAX_M3),
         "minimax-m2",
         ("]~!b[", "[e~[", "]~b]", "<mm:think>", "</mm:think>"),
         TEMPLATE.read_text("utf-8"),
@@ -291,13 +293,7 @@ def quantized(shape: Shape, quant: str) -> tuple[Tensor, ...]:
 
 def _dry_quantize(source: Path, recipe: Recipe) -> dict[str, Type]:
     """Ask llama.cpp which type each tensor would get; tensors that stay as they are, are left out."""
-    import llama_cpp.llama_cpp as lib
-
-    lines: list[str] = []
-
-    @lib.llama_log_callback
-    def listen(_level: int, text: bytes, _user_data: object) -> None:
-        lines.append(text.decode("utf-8", "replace"))
+    from m3cli.engine.llama import lib, logged
 
     class TensorType(ctypes.Structure):
         _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
@@ -318,13 +314,8 @@ def _dry_quantize(source: Path, recipe: Recipe) -> dict[str, Type]:
         params.token_embedding_type = int(recipe.embeddings)
     if recipe.types:
         params.tt_overrides = ctypes.cast(types, type(params.tt_overrides))
-    before, user_data = lib.llama_log_callback(0), ctypes.c_void_p(None)
-    lib.llama_log_get(ctypes.byref(before), ctypes.byref(user_data))
-    lib.llama_log_set(listen, ctypes.c_void_p(None))
-    try:
+    with logged() as lines:
         code = lib.llama_model_quantize(os.fsencode(source), b"unused.gguf", ctypes.byref(params))
-    finally:
-        lib.llama_log_set(before, user_data)
     if code:
         raise RuntimeError("".join(lines[-5:]))
     names = {kind.name.lower(): kind for kind in Type}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # As reported: nobody here has run this file.
 ALIASES = {"minimax-m3": "bartowski/MiniMaxAI_MiniMax-M3-GGUF"}
-DEFAULT_NAME = "minimax-m3"
 ATTEMPTS = 5  # without a new byte between them
 SHORT_READ = "the connection ended early"
 

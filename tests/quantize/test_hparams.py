@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from m3cli.errors import ModelError
 from quantize.hparams import HParams, read_hparams, read_json
+from scripts.make_shape_gguf import MINIMAX_M3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,32 +77,6 @@ def published(layers: int = 60, dense: int = 3) -> dict[str, Any]:
         },
         "vision_config": {"hidden_size": 1280, "num_hidden_layers": 32, "model_type": "clip_vision_model"},
     }
-
-
-REAL = HParams(
-    layers=60,
-    dense_layers=3,
-    hidden=6144,
-    vocab_size=200_064,
-    context_length=1_048_576,
-    rms_eps=1e-6,
-    heads=64,
-    kv_heads=4,
-    head_dim=128,
-    rotary_dim=64,
-    rope_theta=5e6,
-    dense_ff=12_288,
-    experts=128,
-    experts_used=4,
-    expert_ff=3072,
-    shared_experts=1,
-    expert_scale=2.0,
-    index_heads=4,
-    index_dim=128,
-    index_top_k=16,
-    index_block=128,
-    index_local=1,
-)
 
 
 def changed(changes: dict[str, Any], config: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -181,7 +156,7 @@ SMALL = {
 def test_the_real_model(tmp_path: Path) -> None:
     """The published form gives the real model's numbers."""
     hparams = read(tmp_path, published())
-    assert hparams == REAL
+    assert hparams == MINIMAX_M3
     assert hparams.shared_ff == 3072
 
 
@@ -203,7 +178,7 @@ def test_what_transformers_saves_reads_the_same(
     saved = read_hparams(tmp_path)
     assert "sparse_attention_config" not in (tmp_path / "config.json").read_text(encoding="utf-8")
     assert saved == read(tmp_path, config)
-    assert (saved == REAL) == (not changes)
+    assert (saved == MINIMAX_M3) == (not changes)
 
 
 @pytest.mark.parametrize(
