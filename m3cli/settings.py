@@ -126,9 +126,9 @@ def load_settings(
             origins[name] = origin(name)
 
     user = user_file(environ)
-    layer(_read_toml(user, follow=True), lambda _: str(user))
+    layer(read_toml(user, follow=True), lambda _: str(user))
     project = Path(PROJECT_FILE) if cwd is None else cwd / PROJECT_FILE
-    from_project = _read_toml(project, follow=False)
+    from_project = read_toml(project, follow=False)
     for name in from_project.keys() - _PROJECT_MAY_SET:
         raise UsageError(
             f"{project} sets '{name}', which a project file may not.",
@@ -164,7 +164,7 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
     return platformdirs.user_cache_path("m3")
 
 
-def _read_toml(path: Path, *, follow: bool) -> dict[str, object]:
+def read_toml(path: Path, *, follow: bool) -> dict[str, object]:
     """Read a settings file, empty if there is none. A stranger's file is not followed if it is a link."""
     try:
         status = path.stat() if follow else path.lstat()

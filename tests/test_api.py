@@ -50,6 +50,10 @@ def test_errors_are_exceptions(tree: Path) -> None:
         pack("-")
     with pytest.raises(DoesNotFitError):
         pack(tree, budget=1)
+    with pytest.raises(UsageError, match="exclude each other"):
+        pack(tree, split_tokens=1000, budget=1)
+    with pytest.raises(UsageError, match="yaml"):
+        pack(tree, format="yaml")  # type: ignore[arg-type]
     with pytest.raises(CorpusError):
         pack(tree, include=["*.nothing"])
 

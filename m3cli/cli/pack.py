@@ -152,9 +152,6 @@ def pack(
 
     settings = values.settings(locals())
     target = _Target(None if output is None or str(output) == "-" else output, split_tokens, copy, report)
-    for other, name in ((template, "--template"), (budget, "--budget")):
-        if split_tokens is not None and other is not None:
-            raise UsageError(f"{name} and --split-tokens exclude each other.", "Leave one of them out.")
     corpus = values.corpus_request(
         paths or [],
         settings,

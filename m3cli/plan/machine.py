@@ -24,7 +24,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,13 +88,16 @@ class Machine:
 def described(source: Mapping[str, Any], name: str) -> Machine:
     """The machine of a description. Raises UsageError, naming what is wrong in `name`."""
 
-    def amount(table: Mapping[str, Any], key: str, default: float | None) -> float:
-        value = table.get(key, default)
+    def amount(table: Mapping[str, Any], key: str, default: float | None, least: float = 1) -> float:
+        if key not in table and default is not None:
+            return default
+        value = table.get(key)
         match = _AMOUNT.fullmatch(str(value).removesuffix("/s"))
-        if match is None:
+        size = float(match[1]) * (_UNITS | _BINARY_UNITS)[match[2].upper()] if match is not None else -1
+        if size < least:
             problem = "is missing" if value is None else f"is {value!r}, which is no amount"
             raise UsageError(f"In {name}, {key} {problem}.", 'Write an amount such as "64 GiB" or "80 GB".')
-        return float(match[1]) * (_UNITS | _BINARY_UNITS)[match[2].upper()]
+        return size
 
     tables = source.get("devices", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -115,46 +117,24 @@ def described(source: Mapping[str, Any], name: str) -> Machine:
             Device(
                 str(table.get("name", f"device {number}")),
                 memory,
-                int(amount(table, "free", memory * 0.96)),  # a driver and a screen take some
+                int(amount(table, "free", memory * 0.96, least=0)),  # a driver and a screen take some
                 amount(table, "bandwidth", _DEVICE_BANDWIDTH),
                 amount(table, "compute", _DEVICE_COMPUTE),
                 amount(table, "link", _LINK),
                 bool(table.get("unified", False)),
             )
         )
-    rates = {
-        "ram_bandwidth": _RAM_BANDWIDTH,
-        "disk_read": _DISK_READ,
-        "compute": _CPU_COMPUTE,
-    }
     return Machine(
         name=str(source.get("name", name)),
         ram_total=ram,
-        ram_available=int(amount(source, "ram_free", ram * 0.92)),  # the system takes some
+        ram_available=int(amount(source, "ram_free", ram * 0.92, least=0)),  # the system takes some
         cores=int(amount(source, "cores", 8)),
         ram_bandwidth=amount(source, "ram_bandwidth", _RAM_BANDWIDTH),
         disk_read=amount(source, "disk_read", _DISK_READ),
         compute=amount(source, "compute", _CPU_COMPUTE),
         devices=tuple(devices),
-        estimated=tuple(key for key in rates if key not in source),
+        estimated=tuple(key for key in ("ram_bandwidth", "disk_read", "compute") if key not in source),
     )
-
-
-def read_description(path: Path) -> Machine:
-    """Raises UsageError when `path` cannot be read or is no description."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        source = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"The description {path} cannot be read: {error.strerror}.", "Name a readable TOML file."
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"The description {path} is no TOML: {error}.", "Correct it.") from error
-    return described(source, str(path))
 
 
 def this_machine(devices: Iterable[Mapping[str, Any]], cores: int) -> Machine:
@@ -194,7 +174,6 @@ def this_machine(devices: Iterable[Mapping[str, Any]], cores: int) -> Machine:
 def _memory() -> tuple[int, int, str]:
     """Bytes of RAM, bytes that may be taken, and what holds them back if it is not the RAM."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = total
     try:
         facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
         available = int(facts["MemAvailable"].split()[0]) * 1024

@@ -31,6 +31,7 @@ UBATCHES = (2048, 1024, 512, 256, 128, 64)
 # A KV type of less precision has to save this much of the time.
 _WORTH = 0.8
 _CELLS = 256
+_GIB = 1 << 30
 _MODEST = 32_768  # tokens of a context that is still of use
 _FEWEST_BITS = 1.6  # a weight, on average, in the smallest quants that are published
 
@@ -86,19 +87,11 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Alternative:
-    """Something that would fit, with its numbers, as a sentence; `plan` is for it."""
-
-    text: str
-    plan: Plan | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class NoPlan:
-    """Nothing fits: what lacks, and the nearest things that would."""
+    """Nothing fits: what lacks, and the nearest things that would, as sentences."""
 
     reason: str
-    alternatives: tuple[Alternative, ...]
+    alternatives: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +232,8 @@ class Planner:
         if not self.machine.devices or wanted.gpu_layers == 0:
             yield 0, 0
             return
-        wanted_layers = (
-            layers + 1 if wanted.gpu_layers is None or wanted.gpu_layers < 0 else wanted.gpu_layers
-        )
+        asked = wanted.gpu_layers
+        wanted_layers = layers + 1 if asked is None or asked < 0 else min(asked, layers + 1)
         has_experts = self.weights.experts > 0
         choices: Sequence[int] = (
             [wanted.cpu_experts] if wanted.cpu_experts is not None
@@ -351,26 +343,20 @@ class Planner:
             f"(weights {self.weights.total / 1e9:.2f}, KV cache {buffers.kv / 1e9:.2f}, compute "
             f"{buffers.compute / 1e9:.2f}), and {self.machine.name} has {room / 1e9:.2f} GB{limit}."
         )
-        alternatives: list[Alternative] = []
-        if wanted.type_k is not None or wanted.n_ubatch is not None:
-            free = replace(wanted, type_k=None, type_v=None, n_ubatch=None)
-            plan = self.plan(free) if free != wanted else None
-            if isinstance(plan, Plan):
-                chosen = plan.configuration
-                alternatives.append(
-                    Alternative(
-                        f"--kv-type {chosen.type_k} --ubatch {chosen.n_ubatch}: "
-                        f"{sum(place.used for place in plan.places) / 1e9:.1f} GB.",
-                        plan,
-                    )
-                )
-        longest = self.largest(replace(wanted, type_k=None, type_v=None, n_ubatch=None))
+        alternatives: list[str] = []
+        free = replace(wanted, type_k=None, type_v=None, n_ubatch=None)
+        plan = self.plan(free) if free != wanted else None
+        if isinstance(plan, Plan):
+            chosen = plan.configuration
+            alternatives.append(
+                f"A KV cache of {chosen.type_k} keys and {chosen.type_v} values with a ubatch of "
+                f"{chosen.n_ubatch:,}: {sum(place.used for place in plan.places) / 1e9:.1f} GB."
+            )
+        longest = self.largest(wanted)
         if longest >= _CELLS:
             alternatives.append(
-                Alternative(
-                    f"--ctx {longest}: a context of {longest:,} tokens fits; --strategy select packs what "
-                    "matters most into it."
-                )
+                f"--ctx {longest}: a context of {longest:,} tokens fits; --strategy select packs what "
+                "matters most into it."
             )
         for n_ctx in dict.fromkeys((wanted.n_ctx, min(wanted.n_ctx, _MODEST))):
             beside = self._ask(replace(smallest, n_ctx=n_ctx))
@@ -378,25 +364,22 @@ class Planner:
             bits = weights_room * 8 / max(self.shape.parameters, 1)
             if bits >= _FEWEST_BITS and weights_room < self.weights.total:
                 alternatives.append(
-                    Alternative(
-                        f"A quant of at most {weights_room / 1e9:.1f} GB with a context of {n_ctx:,} tokens: "
-                        f"{bits:.1f} bits a weight, where this file has "
-                        f"{self.weights.total * 8 / self.shape.parameters:.1f}."
-                    )
+                    f"A quant of at most {weights_room / 1e9:.1f} GB with a context of {n_ctx:,} tokens: "
+                    f"{bits:.1f} bits a weight, where this file has "
+                    f"{self.weights.total * 8 / self.shape.parameters:.1f}."
                 )
         if not alternatives:
             alternatives.append(
-                Alternative(
-                    f"A machine with {need / 1e9:.0f} GB for model and context, or a smaller model: at "
-                    f"{_FEWEST_BITS} bits a weight this one alone takes "
-                    f"{self.shape.parameters * _FEWEST_BITS / 8e9:.0f} GB."
-                )
+                f"A machine with {need / 1e9:.0f} GB for model and context, or a smaller model: at "
+                f"{_FEWEST_BITS} bits a weight this one alone takes "
+                f"{self.shape.parameters * _FEWEST_BITS / 8e9:.0f} GB."
             )
         return NoPlan(reason, tuple(alternatives[:3]))
 
 
 def _split(devices: Sequence[Device]) -> tuple[float, ...]:
-    return tuple(float(device.free) for device in devices) if len(devices) > 1 else ()
+    # Whole proportions of what devices have, not of what is free this minute: saved KV caches depend on them.
+    return tuple(float(max(round(device.total / _GIB), 1)) for device in devices) if len(devices) > 1 else ()
 
 
 def _device_of(position: int, configuration: Configuration) -> int:

@@ -39,7 +39,7 @@ def show_plan(report: PlanReport, costs: dict[str, float], console: Console) -> 
         console.print()
         console.print(f"does not fit: {printable(result.reason)}", markup=False, style="red")
         for alternative in result.alternatives:
-            console.print(f"  · {printable(alternative.text)}", markup=False)
+            console.print(f"  · {printable(alternative)}", markup=False)
         return
     configuration = result.configuration
     table = Table.grid(padding=(0, 2))
@@ -99,8 +99,7 @@ def plan_object(report: PlanReport, costs: dict[str, float]) -> dict[str, Any]:
         "fits": not isinstance(result, NoPlan),
     }
     if isinstance(result, NoPlan):
-        alternatives = [alternative.text for alternative in result.alternatives]
-        return {**found, "reason": result.reason, "alternatives": alternatives}
+        return {**found, "reason": result.reason, "alternatives": list(result.alternatives)}
     return {
         **found,
         "configuration": asdict(result.configuration),

@@ -18,11 +18,11 @@ from m3cli.engine.events import (
     NotSaved,
     Prefilled,
     Request,
+    Restored,
     Sampling,
     Token,
 )
 from m3cli.errors import EngineCrashError, M3Error, OutOfMemoryError, UsageError
-from m3cli.model.digest import model_digest
 from m3cli.plan.planner import Measured
 from m3cli.tasks.citations import Citation, check_citations
 from m3cli.tasks.configure import stepped_down
@@ -109,24 +109,28 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
     with Context(request.context, stdin) as context:
         packed = context.pack(request.question)
         prompt = context.prompt(packed.pack.parts, request.question)
-        config = context.engine_config(packed.n_ctx, packed.prompt_tokens)
+        config, told = context.engine_config(packed.n_ctx)
     yield packed
-    for note in context.notes:
+    heard = [*context.notes, *told]
+    for note in heard:
         yield Notice(note)
 
     # 2. the engine, and what it says, checked; once more, smaller, if memory was not there after all
-    heard = list(context.notes)
     attempts = [config]
     if request.context.state_dir is not None and (smaller := stepped_down(config, context.fixed)):
         attempts.append(smaller)
     for attempt in attempts:
-        begun = False
+        restored, begun = 0, False
         try:
             with open_engine(attempt, context.cache_config()) as engine:
                 for event in answer(
                     engine, request, packed, prompt, label=context.label, warnings=heard, started=started
                 ):
-                    begun = begun or isinstance(event, (Prefilled, Token))
+                    if isinstance(event, Restored):
+                        restored = event.tokens
+                    # (what was restored counts as prefilled before anything is computed)
+                    computed = isinstance(event, Prefilled) and event.done > restored
+                    begun = begun or computed or isinstance(event, Token)
                     if isinstance(event, Answer):
                         _remember(context, attempt, event)
                     yield event
@@ -155,7 +159,7 @@ def _remember(context: Context, config: EngineConfig, answer: Answer) -> None:
         type_k=config.kv_type_k,
         type_v=config.kv_type_v,
     )
-    remember_speed(directory, model_digest(context.model.header), measured)
+    remember_speed(directory, context.digest, measured)
 
 
 def answer(

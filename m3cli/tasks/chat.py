@@ -43,6 +43,7 @@ class Chat:
         self._sampling = sampling or Sampling()
         self._engine: Engine | None = None
         self._n_ctx = 0
+        self._told: tuple[str, ...] = ()
         self._strategy: Strategy | None = None
         self.turns: list[Turn] = []
         self.packed: Packed | None = None
@@ -70,8 +71,9 @@ class Chat:
         prompt = self.context.prompt(packed.pack.parts, question, self.turns)
         yield packed
         request = AskRequest(question, self._request, self._sampling)
+        engine = yield from self._fitting_engine(packed)
         for event in answer(
-            self._fitting_engine(packed),
+            engine,
             request,
             packed,
             prompt,
@@ -115,13 +117,19 @@ class Chat:
                 self._strategy = packed.pack.strategy
                 return packed
 
-    def _fitting_engine(self, packed: Packed) -> Engine:
-        """The engine, opened anew when its context is too small; the prefix comes back from the cache."""
+    def _fitting_engine(self, packed: Packed) -> Generator[Notice, None, Engine]:
+        """The engine, opened anew when its context is too small; the prefix comes back from the cache.
+
+        Yields what is to be told of how the model is loaded, once.
+        """
         if self._engine is None or packed.prompt_tokens + packed.max_tokens > self._n_ctx:
             self._close_engine()
             self._n_ctx = self.context.room_for(packed, _ROOM)
-            config = self.context.engine_config(self._n_ctx, packed.prompt_tokens)
+            config, told = self.context.engine_config(self._n_ctx)
             self._engine = self._open_engine(config, self.context.cache_config())
+            if told != self._told:
+                self._told = told
+                yield from map(Notice, told)
         return self._engine
 
     def _close_engine(self) -> None:

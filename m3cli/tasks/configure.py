@@ -10,7 +10,7 @@ from m3cli.engine.local import system_facts
 from m3cli.errors import DoesNotFitError
 from m3cli.plan.machine import this_machine
 from m3cli.plan.memory import PYTHON_BYTES, RAM_SHARE, weights_of
-from m3cli.plan.planner import NoPlan, Planner, Wanted
+from m3cli.plan.planner import UBATCHES, NoPlan, Plan, Planner, Wanted
 from m3cli.tasks.plan import buffers_of, engine_config
 from m3cli.tasks.rates import offloads
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # With so much beside weights and KV cache there is nothing to decide: compute buffers take less.
 _PLENTY = 3_000_000_000
-_SMALLEST_UBATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Fixed:
 
 
 def configured(
-    base: EngineConfig, opened: OpenModel, prompt: int, fixed: Fixed, cache_dir: Path
+    base: EngineConfig, opened: OpenModel, fixed: Fixed, cache_dir: Path
 ) -> tuple[EngineConfig, tuple[str, ...]]:
     """`base` with placement, ubatch and KV types for this machine, and what the user should hear of it.
 
@@ -54,19 +53,24 @@ def configured(
             machine,
             lambda configuration: buffers_of(dry_run, base, configuration),
         )
-        plan = planner.plan(
-            Wanted(
-                base.n_ctx,
-                prompt,
-                type_k=fixed.kv_type,
-                type_v=fixed.kv_type,
-                gpu_layers=fixed.gpu_layers,
+        # Planned for the next power of two: questions of about a length share what was saved.
+        larger = min(1 << (base.n_ctx - 1).bit_length(), opened.shape.context_length)
+        for n_ctx in dict.fromkeys((max(larger, base.n_ctx), base.n_ctx)):
+            plan = planner.plan(
+                Wanted(
+                    n_ctx,
+                    n_ctx,
+                    type_k=fixed.kv_type,
+                    type_v=fixed.kv_type,
+                    gpu_layers=fixed.gpu_layers,
+                )
             )
-        )
+            if isinstance(plan, Plan):
+                break
     if isinstance(plan, NoPlan):
-        hints = " ".join(alternative.text for alternative in plan.alternatives)
+        hints = " ".join(plan.alternatives)
         raise DoesNotFitError(plan.reason, hints or "Use a smaller model.")
-    chosen = plan.configuration
+    chosen = replace(plan.configuration, n_ctx=base.n_ctx)
     told: tuple[str, ...] = ()
     if (chosen.type_k, chosen.n_ubatch) != (base.kv_type_k, base.n_ubatch) or machine.devices:
         told = (*plan.reasons, *plan.warnings)
@@ -75,7 +79,7 @@ def configured(
 
 def stepped_down(config: EngineConfig, fixed: Fixed) -> EngineConfig | None:
     """The next smaller configuration, for when memory is not there after all; None if there is none."""
-    smaller = replace(config, n_ubatch=max(config.n_ubatch // 4, _SMALLEST_UBATCH))
+    smaller = replace(config, n_ubatch=max(config.n_ubatch // 4, UBATCHES[-1]))
     if fixed.kv_type is None and config.kv_type_k == "f16" and config.flash_attention:
         smaller = replace(smaller, kv_type_k="q8_0", kv_type_v="q8_0")
     return smaller if smaller != config else None

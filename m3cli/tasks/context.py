@@ -191,10 +191,10 @@ class Context:
         """A context, in tokens, for `packed` and some `answers` more, as far as the window allows."""
         return self._window.n_ctx(packed.prompt_tokens + answers * packed.max_tokens)
 
-    def engine_config(self, n_ctx: int, prompt: int) -> EngineConfig:
-        """How the model is loaded for a context of `n_ctx` tokens, of which `prompt` are read.
+    def engine_config(self, n_ctx: int) -> tuple[EngineConfig, tuple[str, ...]]:
+        """How the model is loaded for a context of `n_ctx` tokens, and what the user should hear of that.
 
-        What the user left open is planned, and told in `notes`. Raises DoesNotFitError.
+        What the user left open is planned. Raises DoesNotFitError.
         """
         request = self.request
         kv_type = request.kv_type or "f16"
@@ -209,10 +209,8 @@ class Context:
             allow_dense=request.allow_dense,
         )
         if not request.flash_attention or request.state_dir is None:
-            return base
-        config, told = configured(base, self.model, prompt, self.fixed, request.state_dir)
-        self.notes.extend(told)
-        return config
+            return base, ()
+        return configured(base, self.model, self.fixed, request.state_dir)
 
     @property
     def fixed(self) -> Fixed:
@@ -227,11 +225,16 @@ class Context:
             return None
         return CacheConfig(
             directory=str(caching.directory / "snapshots"),
-            model_digest=model_digest(self.model.header),
+            model_digest=self.digest,
             model_name=self.request.model.name,
             max_bytes=caching.max_bytes,
             checkpoint_seconds=caching.checkpoint_seconds,
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """That of the model file."""
+        return model_digest(self.model.header)
 
     @property
     def label(self) -> str:

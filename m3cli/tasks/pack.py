@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import Corpus, CorpusReading, CorpusRequest
+from m3cli.errors import UsageError
 from m3cli.memo import Memo
 from m3cli.model.catalog import demo_model, resolve
 from m3cli.prompt.export import FORMATS
@@ -88,6 +89,13 @@ def pack(request: PackRequest, stdin: Callable[[], bytes]) -> PackResult:
 
     Raises UsageError, CorpusError, and DoesNotFitError when the budget is too small for anything.
     """
+    for other, name in ((request.template, "--template"), (request.budget, "--budget")):
+        if request.split_tokens is not None and other is not None:
+            raise UsageError(f"{name} and --split-tokens exclude each other.", "Leave one of them out.")
+    if request.format not in FORMATS:
+        raise UsageError(
+            f"There is no format {request.format!r}.", f"Choose one of {', '.join(sorted(FORMATS))}."
+        )
     reading = CorpusReading(request.corpus, stdin)
     count = request.tokenizer.count_batch if request.tokenizer is not None else _estimate
     redacted: Mapping[str, int] = {}

@@ -13,11 +13,12 @@ from m3cli.engine.events import EngineConfig
 from m3cli.engine.local import system_facts
 from m3cli.errors import UsageError
 from m3cli.model.digest import model_digest
-from m3cli.plan.machine import Machine, read_description, this_machine
+from m3cli.plan.machine import Machine, described, this_machine
 from m3cli.plan.memory import Buffers, weights_of
 from m3cli.plan.planner import Configuration, Planner, Wanted
 from m3cli.plan.window import plan_window
 from m3cli.prompt.pack import pack_chunks
+from m3cli.settings import read_toml
 from m3cli.tasks.model import open_model
 from m3cli.tasks.rates import known_speed, with_measured_rates
 
@@ -126,19 +127,17 @@ def _machine(request: PlanRequest, model: Path) -> Machine:
 
 def described_machine(name: str) -> Machine:
     """A machine by the name of a description that m3 brings, or by its file. Raises UsageError."""
-    brought = resources.files("m3cli.plan") / "machines" / f"{name}.toml"
-    if "/" not in name and brought.is_file():
-        with resources.as_file(brought) as file:
-            return read_description(file)
-    if not Path(name).exists():
-        names = sorted(
-            Path(each.name).stem for each in (resources.files("m3cli.plan") / "machines").iterdir()
-        )
+    directory = resources.files("m3cli.plan") / "machines"
+    brought = {Path(file.name).stem: file for file in directory.iterdir()}
+    if name not in brought and not Path(name).exists():
         raise UsageError(
             f"There is no description of a machine {name}.",
-            f"Name a TOML file, or one of {', '.join(names)}.",
+            f"Name a TOML file, or one of {', '.join(sorted(brought))}.",
         )
-    return read_description(Path(name))
+    if name not in brought:
+        return described(read_toml(Path(name), follow=True), name)
+    with resources.as_file(brought[name]) as file:
+        return described(read_toml(file, follow=True), name)
 
 
 def engine_config(base: EngineConfig, configuration: Configuration) -> EngineConfig:

@@ -47,16 +47,15 @@ def warm(
     with Context(request, stdin) as context:
         packed = context.pack("", strategy="whole")
         prompt = context.prompt(packed.pack.parts, "")
+        config, told = context.engine_config(packed.n_ctx)
     yield packed
-    warnings = list(context.notes)
+    warnings = [*context.notes, *told]
     for note in warnings:
         yield Notice(note)
     tokens = prompt.tokens[: prompt.prefix]
     run = Request(tokens, 0, prefix=prompt.prefix, label=context.label)
     finished: Finished | None = None
-    with open_engine(
-        context.engine_config(packed.n_ctx, packed.prompt_tokens), context.cache_config()
-    ) as engine:
+    with open_engine(config, context.cache_config()) as engine:
         for event in engine.generate(run):
             yield event
             if isinstance(event, Notice):

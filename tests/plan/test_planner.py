@@ -183,6 +183,7 @@ def test_a_measured_run_scales_the_next_prediction() -> None:
         ({}, "ram is missing"),
         ({"ram": "much"}, "'much'"),
         ({"ram": "8 GiB", "rom": 1}, "unknown key rom"),
+        ({"ram": "8 GiB", "disk_read": "0"}, "disk_read is '0'"),
         ({"ram": "8 GiB", "devices": {}}, "no list"),
         ({"ram": "8 GiB", "devices": [{"name": "x"}]}, "memory is missing"),
     ],
@@ -191,6 +192,46 @@ def test_a_wrong_description_is_named(source: dict[str, Any], words: str) -> Non
     """What is wrong in which file, and what would be right."""
     with pytest.raises(UsageError, match=words):
         described(source, "my.toml")
+
+
+@pytest.mark.parametrize("size", ["3 GiB", "7 GiB", "1999 MB", "640 MB"])
+def test_any_size_of_memory_can_be_described(size: str) -> None:
+    """What is left out follows from what is there, whatever the number."""
+    machine = described({"ram": size, "devices": [{"memory": size}]}, "x")
+    assert 0 < machine.ram_available < machine.ram_total
+    assert 0 < machine.devices[0].free < machine.devices[0].total
+
+
+def test_more_layers_than_there_are_means_all() -> None:
+    """`--gpu-layers 99` divides the layers as all of them are divided."""
+    planner = m3_planner("Q2_K_L", described_machine("gpu8x80"))
+    every, many = (planner.plan(Wanted(32_768, 30_000, gpu_layers=layers)) for layers in (61, 99))
+    assert every == many
+    assert isinstance(every, Plan)
+
+
+def test_a_plan_does_not_depend_on_the_free_memory_of_the_minute() -> None:
+    """What is saved of a context is found again: layers are split by what devices have."""
+    machine = described_machine("gpu2x24-ram128")
+    busier = tuple(
+        replace(device, free=device.free - 4096 * (i + 1)) for i, device in enumerate(machine.devices)
+    )
+    first = m3_planner("IQ1_S", machine).plan(Wanted(32_768, 30_000))
+    second = m3_planner("IQ1_S", replace(machine, devices=busier)).plan(Wanted(32_768, 30_000))
+    assert isinstance(first, Plan)
+    assert isinstance(second, Plan)
+    assert first.configuration == second.configuration
+
+
+def test_an_alternative_fits() -> None:
+    """The context that is offered instead can be planned with all else as it was asked for."""
+    planner = m3_planner("Q2_K_L", described_machine("cpu256"))
+    wanted = Wanted(1_048_576, 1_000_000, type_k="f16", type_v="f16", n_ubatch=512)
+    refused = planner.plan(wanted)
+    assert isinstance(refused, NoPlan)
+    offered = [int(text.split()[1].rstrip(":")) for text in refused.alternatives if text.startswith("--ctx")]
+    assert len(offered) == 1
+    assert isinstance(planner.plan(replace(wanted, n_ctx=offered[0], prompt=offered[0])), Plan)
 
 
 def test_units_of_descriptions() -> None:

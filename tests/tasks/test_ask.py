@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 from m3cli.corpus.corpus import CorpusRequest
-from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled, Token
+from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled, Restored, Token
 from m3cli.engine.fake import FakeEngine
-from m3cli.errors import CorpusError, DoesNotFitError, UsageError
+from m3cli.errors import CorpusError, DoesNotFitError, OutOfMemoryError, UsageError
 from m3cli.model.catalog import resolve
 from m3cli.model.vocabulary import LETTERS
 from m3cli.report.ask_json import ask_object, ask_schema
@@ -22,6 +22,9 @@ from m3cli.tasks.model import open_model
 from tests.gguf_files import NORMAL, USER_DEFINED, write_vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from m3cli.engine.events import EngineConfig, Event, Request
     from m3cli.model.catalog import ModelRef
     from m3cli.prompt.thinking import ThinkMode
 
@@ -217,3 +220,71 @@ def test_a_mode_that_the_model_cannot_take_is_said(tree: Path, think: ThinkMode 
     expected = (note,) if think else ()
     assert tuple(event.text for event in events if isinstance(event, Notice)) == expected
     assert events[-1].warnings == expected  # type: ignore[union-attr]
+
+
+class Failing(FakeEngine):
+    """An engine that has no memory for its first `failures` runs, `after` some events."""
+
+    failures = 1
+    after: tuple[object, ...] = (Prefilled(0, 10, 0.0),)
+
+    def generate(self, request: Request) -> Iterator[Event]:
+        if self.failures:
+            type(self).failures -= 1
+            yield from self.after  # type: ignore[misc]
+            raise OutOfMemoryError("There is no memory.", "Buy some.")
+        yield from super().generate(request)
+
+
+def asked_with(engine: type[Failing], asked: AskRequest) -> tuple[list[AskEvent], list[EngineConfig]]:
+    configs: list[EngineConfig] = []
+
+    def open_engine(config: EngineConfig, _cache: object) -> FakeEngine:
+        configs.append(config)
+        return engine("An answer.")
+
+    return list(ask(asked, open_engine=open_engine, stdin=lambda: b"")), configs
+
+
+def test_when_memory_is_not_there_it_steps_down_once(tree: Path, tmp_path: Path) -> None:
+    """Before anything was computed, it goes on with a smaller ubatch and KV cache, and says so."""
+
+    class Once(Failing):
+        failures = 1
+
+    events, configs = asked_with(Once, request(tree, state_dir=tmp_path / "state"))
+    assert [(config.n_ubatch, config.kv_type_k) for config in configs] == [(512, "f16"), (128, "q8_0")]
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert any("There is no memory. Trying once more with a ubatch of 128" in text for text in told)
+    answer = events[-1]
+    assert isinstance(answer, Answer)
+    assert any("Trying once more" in text for text in answer.warnings)
+
+
+@pytest.mark.parametrize(
+    ("failures", "after", "attempts"),
+    [
+        (2, (Prefilled(0, 10, 0.0),), 2),  # the smaller one has no memory either
+        (1, (Prefilled(0, 10, 0.0), Prefilled(5, 10, 0.0)), 1),  # it was computing already
+        (1, (Restored(5, 0.0, "disk"), Prefilled(5, 10, 0.0), Prefilled(7, 10, 0.0)), 1),
+    ],
+)
+def test_it_steps_down_once_and_only_before_it_computes(
+    tree: Path, tmp_path: Path, failures: int, after: tuple[object, ...], attempts: int
+) -> None:
+    """Otherwise the error is the user's to see."""
+
+    class Engine(Failing):
+        pass
+
+    Engine.failures, Engine.after = failures, after
+    configs: list[EngineConfig] = []
+
+    def open_engine(config: EngineConfig, _cache: object) -> FakeEngine:
+        configs.append(config)
+        return Engine("An answer.")
+
+    asked = request(tree, state_dir=tmp_path / "state")
+    with pytest.raises(OutOfMemoryError):
+        list(ask(asked, open_engine=open_engine, stdin=lambda: b""))
+    assert len(configs) == attempts
