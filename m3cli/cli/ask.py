@@ -38,12 +38,28 @@ def ask(
     repeat_penalty: options.RepeatPenalty = None,
     ctx: options.Ctx = None,
     kv_type: options.KVType = None,
+    kv_type_v: options.KVTypeV = None,
+    ubatch: options.UBatch = None,
     flash_attention: options.FlashAttention = None,
     allow_dense: options.AllowDense = False,
     threads: options.Threads = None,
+    lora: options.Lora = None,
     gpu_layers: options.GPULayers = None,
+    cpu_moe: options.CPUMoE = False,
+    cpu_moe_layers: options.CPUMoELayers = None,
+    override_tensor: options.OverrideTensor = None,
+    tensor_split: options.TensorSplit = None,
+    main_gpu: options.MainGPU = None,
+    op_offload: options.OpOffload = None,
+    no_host: options.NoHost = None,
+    mmap: options.MMap = None,
+    mlock: options.MLock = None,
     cache: options.Cache = None,
     checkpoint_every: options.CheckpointEvery = None,
+    price_in: options.PriceIn = None,
+    price_out: options.PriceOut = None,
+    watts: options.Watts = None,
+    price_kwh: options.PriceKWh = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -84,9 +100,12 @@ def ask(
             console.show(event)
             if isinstance(event, Answer):
                 answer = event
-    assert answer is not None
+        assert answer is not None
+        costs = answer.costs(values.prices(settings))
+        for name, cost in costs.items():
+            console.note(f"cost {name}: {cost:.6f}")
     if json:
-        write_json(ask_object(answer))
+        write_json(ask_object(answer, costs))
     if answer.finish_reason == "length":
         raise typer.Exit(ExitCode.CAP_REACHED)
 

@@ -11,6 +11,8 @@ CORPUS_PANEL = "What is read"
 MODEL_PANEL = "Model"
 ANSWER_PANEL = "Answer"
 RUN_PANEL = "How the model runs"
+PLACE_PANEL = "What goes where"
+COST_PANEL = "Cost"
 CACHE_PANEL = "What is kept"
 OUTPUT_PANEL = "Output"
 
@@ -237,7 +239,28 @@ Ctx = Annotated[
 ]
 KVType = Annotated[
     KVTypeChoice | None,
-    typer.Option(help="Type of the KV cache; smaller saves memory.", rich_help_panel=RUN_PANEL),
+    typer.Option(
+        help="Type of the KV cache; smaller saves memory (default: f16, or what fits).",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+KVTypeV = Annotated[
+    KVTypeChoice | None,
+    typer.Option(help="Type of the values in it, if another.", rich_help_panel=RUN_PANEL),
+]
+UBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Tokens computed at a time (default: by plan).", rich_help_panel=RUN_PANEL
+    ),
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:SCALE]",
+        help="Apply a LoRA adapter, a GGUF file; repeatable.",
+        rich_help_panel=RUN_PANEL,
+    ),
 ]
 FlashAttention = Annotated[
     SwitchChoice | None, typer.Option(help="Flash attention (auto: on).", rich_help_panel=RUN_PANEL)
@@ -256,8 +279,90 @@ Threads = Annotated[
 ]
 GPULayers = Annotated[
     str | None,
+    typer.Option(metavar="auto|N", help="Layers on the GPU (auto: by plan).", rich_help_panel=PLACE_PANEL),
+]
+CPUMoE = Annotated[
+    bool,
+    typer.Option("--cpu-moe", help="Keep all routed experts in RAM.", rich_help_panel=PLACE_PANEL),
+]
+CPUMoELayers = Annotated[
+    int | None,
     typer.Option(
-        metavar="auto|N", help="Layers on the GPU (auto: as many as there are).", rich_help_panel=RUN_PANEL
+        "--n-cpu-moe",
+        min=0,
+        metavar="N",
+        help="Keep the routed experts of the first N layers in RAM (default: by plan).",
+        rich_help_panel=PLACE_PANEL,
+    ),
+]
+OverrideTensor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override-tensor",
+        metavar="REGEX=BUFFER",
+        help="Put tensors whose names match into a buffer type, such as exps=CPU; repeatable.",
+        rich_help_panel=PLACE_PANEL,
+    ),
+]
+TensorSplit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N,…", help="How layers are divided among GPUs, e.g. 3,1.", rich_help_panel=PLACE_PANEL
+    ),
+]
+MainGPU = Annotated[
+    int | None,
+    typer.Option("--main-gpu", min=0, metavar="N", help="Use this GPU alone.", rich_help_panel=PLACE_PANEL),
+]
+OpOffload = Annotated[
+    bool | None,
+    typer.Option(
+        "--op-offload/--no-op-offload",
+        help="Let a GPU compute large batches of layers that are in RAM (default).",
+        rich_help_panel=PLACE_PANEL,
+    ),
+]
+NoHost = Annotated[
+    bool | None,
+    typer.Option(
+        "--no-host", help="Keep weights in RAM out of the GPU's pinned memory.", rich_help_panel=PLACE_PANEL
+    ),
+]
+MMap = Annotated[
+    bool | None,
+    typer.Option(
+        "--mmap/--no-mmap",
+        help="Map the model file instead of reading it (default).",
+        rich_help_panel=PLACE_PANEL,
+    ),
+]
+MLock = Annotated[
+    bool | None,
+    typer.Option("--mlock", help="Keep the weights from being swapped out.", rich_help_panel=PLACE_PANEL),
+]
+PriceIn = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="PRICE", help="Hosted price of a million prompt tokens.", rich_help_panel=COST_PANEL
+    ),
+]
+PriceOut = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="PRICE", help="Hosted price of a million answer tokens.", rich_help_panel=COST_PANEL
+    ),
+]
+Watts = Annotated[
+    float | None, typer.Option(min=0, help="What this machine draws.", rich_help_panel=COST_PANEL)
+]
+PriceKWh = Annotated[
+    float | None,
+    typer.Option(
+        "--price-kwh",
+        min=0,
+        metavar="PRICE",
+        help="Price of a kilowatt-hour (default 0.3).",
+        rich_help_panel=COST_PANEL,
     ),
 ]
 Cache = Annotated[

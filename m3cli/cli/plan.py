@@ -9,8 +9,6 @@ import typer
 from m3cli.cli import options, values
 from m3cli.errors import ExitCode, UsageError
 
-_PRICE = "Cost"
-
 
 def plan(
     paths: Annotated[list[str] | None, typer.Argument(metavar="[PATH...]", show_default=False)] = None,
@@ -33,41 +31,15 @@ def plan(
         ),
     ] = None,
     kv_type: options.KVType = None,
-    kv_type_v: Annotated[
-        options.KVTypeChoice | None,
-        typer.Option(help="Type of the values, if another.", rich_help_panel=options.RUN_PANEL),
-    ] = None,
-    ubatch: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Tokens computed at a time.", rich_help_panel=options.RUN_PANEL
-        ),
-    ] = None,
+    kv_type_v: options.KVTypeV = None,
+    ubatch: options.UBatch = None,
     gpu_layers: options.GPULayers = None,
-    cpu_moe_layers: Annotated[
-        int | None,
-        typer.Option(
-            "--n-cpu-moe",
-            min=0,
-            metavar="N",
-            help="Keep the experts of the first N layers in RAM.",
-            rich_help_panel=options.RUN_PANEL,
-        ),
-    ] = None,
-    price_in: Annotated[
-        float | None,
-        typer.Option(min=0, help="Hosted price of a million prompt tokens.", rich_help_panel=_PRICE),
-    ] = None,
-    price_out: Annotated[
-        float | None,
-        typer.Option(min=0, help="Hosted price of a million answer tokens.", rich_help_panel=_PRICE),
-    ] = None,
-    watts: Annotated[
-        float | None, typer.Option(min=0, help="What this machine draws.", rich_help_panel=_PRICE)
-    ] = None,
-    price_kwh: Annotated[
-        float, typer.Option(min=0, help="Price of a kilowatt-hour.", rich_help_panel=_PRICE)
-    ] = 0.3,
+    cpu_moe: options.CPUMoE = False,
+    cpu_moe_layers: options.CPUMoELayers = None,
+    price_in: options.PriceIn = None,
+    price_out: options.PriceOut = None,
+    watts: options.Watts = None,
+    price_kwh: options.PriceKWh = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     hidden: options.Hidden = None,
@@ -84,7 +56,7 @@ def plan(
     from m3cli.model.catalog import resolve
     from m3cli.plan.planner import NoPlan
     from m3cli.report.output import write_json
-    from m3cli.report.plan import costs_of, plan_object, show_plan
+    from m3cli.report.plan import plan_object, show_plan
     from m3cli.settings import cache_dir
     from m3cli.tasks.plan import PlanRequest, make_plan
 
@@ -93,7 +65,6 @@ def plan(
     corpus = None
     if paths:
         corpus = values.corpus_request(paths, settings, files_from=None, null=False, no_ignore=False)
-    chosen = "kv_type" in settings.origins
     with Memo.of(cache_dir()) as memo:
         request = PlanRequest(
             model=resolve(settings.model, settings.models),
@@ -101,15 +72,11 @@ def plan(
             corpus=corpus,
             ctx=_context(ctx),
             machine=machine,
-            type_k=settings.kv_type if chosen else None,
-            type_v=kv_type_v.value if kv_type_v else settings.kv_type if chosen else None,
-            n_ubatch=ubatch,
-            gpu_layers=settings.gpu_layers if settings.gpu_layers >= 0 else None,
-            cpu_experts=cpu_moe_layers,
+            run=values.run_options(settings),
             memo=memo,
         )
         report = make_plan(request, values.read_stdin)
-    costs = costs_of(report, price_in, price_out, watts, price_kwh)
+    costs = report.costs(values.prices(settings))
     if as_json:
         write_json(plan_object(report, costs))
     else:

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from m3cli.report.ask_console import AskConsole
     from m3cli.report.chat_console import ChatConsole
     from m3cli.settings import Settings
+    from m3cli.tasks.configure import RunOptions
     from m3cli.tasks.context import ContextRequest
+    from m3cli.tasks.costs import Prices
+
+
+_ALL = 2**31 - 1  # layers
 
 
 def settings(options: Mapping[str, object]) -> Settings:
@@ -34,6 +39,8 @@ def settings(options: Mapping[str, object]) -> Settings:
 
     given = {name: options[name] for name in Settings.__dataclass_fields__ if name in options}
     flags = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
+    if options.get("cpu_moe"):
+        flags["cpu_moe_layers"] = _ALL
     every = flags.get("checkpoint_every")
     if isinstance(every, str):
         flags["checkpoint_every"] = seconds(every, "--checkpoint-every")
@@ -122,12 +129,6 @@ def context_request(corpus: CorpusRequest, settings: Settings, *, allow_dense: b
     from m3cli.settings import cache_dir
     from m3cli.tasks.context import Caching, ContextRequest
 
-    flash = settings.flash_attention != "off"
-    if not flash and settings.kv_type != "f16":
-        raise UsageError(
-            f"A {settings.kv_type} KV cache needs flash attention, which is switched off.",
-            "Leave out --flash-attention off, or use --kv-type f16.",
-        )
     return ContextRequest(
         corpus=corpus,
         model=resolve(settings.model, settings.models),
@@ -136,15 +137,92 @@ def context_request(corpus: CorpusRequest, settings: Settings, *, allow_dense: b
         think=settings.think if "think" in settings.origins else None,
         ctx=settings.ctx,
         max_tokens=settings.max_tokens,
-        kv_type=settings.kv_type if "kv_type" in settings.origins else None,
-        flash_attention=flash,
-        allow_dense=allow_dense,
-        threads=settings.threads,
-        gpu_layers=settings.gpu_layers,
+        run=run_options(settings, allow_dense=allow_dense),
         caching=Caching(cache_dir(), settings.cache_size, settings.checkpoint_every)
         if settings.cache
         else None,
     )
+
+
+def run_options(settings: Settings, *, allow_dense: bool = False) -> RunOptions:
+    """How the model is to run. Raises UsageError for settings that are malformed or exclude each other."""
+    from m3cli.tasks.configure import RunOptions
+
+    kv_type = settings.kv_type if "kv_type" in settings.origins else None
+    values = kv_type if settings.kv_type_v == "same" else settings.kv_type_v
+    flash = settings.flash_attention != "off"
+    quantized = next((name for name in (kv_type, values) if name not in (None, "f16")), None)
+    if not flash and quantized:
+        raise UsageError(
+            f"A {quantized} KV cache needs flash attention, which is switched off.",
+            "Leave out --flash-attention off, or use --kv-type f16.",
+        )
+    return RunOptions(
+        type_k=kv_type,
+        type_v=values,
+        n_ubatch=settings.ubatch or None,
+        gpu_layers=settings.gpu_layers if settings.gpu_layers >= 0 else None,
+        cpu_experts=settings.cpu_moe_layers if settings.cpu_moe_layers >= 0 else None,
+        flash_attention=flash,
+        allow_dense=allow_dense,
+        threads=settings.threads,
+        tensor_overrides=tuple(map(_override, settings.override_tensor)),
+        tensor_split=_shares(settings.tensor_split),
+        main_gpu=settings.main_gpu,
+        op_offload=settings.op_offload,
+        no_host=settings.no_host,
+        mmap=settings.mmap,
+        mlock=settings.mlock,
+        lora=tuple(map(_adapter, settings.lora)),
+    )
+
+
+def prices(settings: Settings) -> Prices:
+    """What tokens and energy cost."""
+    from m3cli.tasks.costs import Prices
+
+    return Prices(settings.price_in, settings.price_out, settings.price_kwh, settings.watts)
+
+
+def _override(text: str) -> tuple[str, str]:
+    """`REGEX=BUFFER`, as llama.cpp's own tools take it."""
+    pattern, _, buffer = text.rpartition("=")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(
+            f"The pattern of --override-tensor {text} is no regular expression: {error}.",
+            "Write it as exps=CPU, a pattern and a buffer type.",
+        ) from error
+    if not pattern or not buffer:
+        raise UsageError(
+            f"--override-tensor {text} names no buffer type.",
+            "Write it as exps=CPU, a pattern and a buffer type.",
+        )
+    return pattern, buffer
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    if not text:
+        return ()
+    words = text.split(",")
+    if not all(re.fullmatch(r"\d{1,9}(\.\d{1,9})?", word.strip()) for word in words):
+        raise UsageError(
+            f"The value {text!r} of --tensor-split is no list of shares.",
+            "Write one for each GPU, as in 3,1.",
+        )
+    shares = tuple(map(float, words))
+    if not any(shares):
+        raise UsageError(f"All shares of --tensor-split {text} are 0.", "Write one for each GPU, as in 3,1.")
+    return shares
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    """`FILE` or `FILE:SCALE`; a file whose name ends in a colon and a number is named with its scale."""
+    name, _, scale = text.rpartition(":")
+    if name and re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", scale):
+        return name, float(scale)
+    return text, 1.0
 
 
 def note_demo(console: AskConsole | ChatConsole, context: ContextRequest, settings: Settings) -> None:

@@ -80,6 +80,7 @@ class DryRun(WorkerClient):
     def need(self, config: EngineConfig) -> Need:
         """Measure `config`, whatever its `model_path`.
 
+        Adapters are not counted: they take the bytes of their files, and hardly change anything else.
         Placements other than those of the last call load the metadata again. Raises ModelError when the
         file cannot be loaded, MachineError when such a context cannot be made, UsageError for a buffer
         type that this build does not have, EngineCrashError when the worker dies.

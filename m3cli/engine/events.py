@@ -62,6 +62,8 @@ class EngineConfig:
     number puts all of them on that GPU. With `op_offload`, a GPU computes large batches of layers whose
     weights are in main memory. `no_host` keeps those out of the GPU's pinned memory. `mmap` maps the file
     instead of reading it, `mlock` keeps the weights from being swapped out.
+
+    `lora` are adapters, each a GGUF file and the scale that it is applied with.
     """
 
     model_path: str
@@ -81,6 +83,7 @@ class EngineConfig:
     no_host: bool = False
     mmap: bool = True
     mlock: bool = False
+    lora: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m3cli.engine.adapters import check_adapters
 from m3cli.engine.events import THINK_TAGS, LoadProgress
 from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError, OutOfMemoryError
 from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error
@@ -188,8 +189,26 @@ def make_context(model: Any, config: EngineConfig) -> Any:
     raise MachineError(asked, "Try KV type f16 with flash attention on.")
 
 
+def load_adapter(model: Any, path: str, model_name: str) -> Any:
+    """Load a `llama_adapter_lora`, which is freed with its model. Raises ModelError, OutOfMemoryError."""
+    _LOG.clear()
+    adapter = lib.llama_adapter_lora_init(model, os.fsencode(path))
+    if adapter:
+        return adapter
+    reason = _LOG.reason("llama.cpp gave no reason").removeprefix("failed to apply lora adapter: ")
+    if _OUT_OF_MEMORY.search(reason):
+        raise OutOfMemoryError(
+            f"The adapter {path} does not fit in memory: {reason}.", "Take a smaller quant of the model."
+        )
+    reason = re.sub(r" \(hint: .*\)$", "", reason)
+    raise ModelError(
+        f"The adapter {path} cannot be used with {model_name}: {reason}.",
+        "Take an adapter that was made for this model, or the model that it was made for.",
+    )
+
+
 class Model:
-    """A loaded model and its context: one sequence.
+    """A loaded model with its adapters, and its context: one sequence.
 
     `progress` is called with the share of the weights that is loaded. `extra_buffers` lets
     llama.cpp repack weights for this CPU (AMX and the like), which is faster and crashes on some
@@ -204,15 +223,20 @@ class Model:
         progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         begin = time.monotonic()
+        check_adapters(config)
         self._context = None
         self._model = self._load_weights(config, extra_buffers, progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
         try:
+            name = Path(config.model_path).name
+            # Before the context, whose graph has room for the adapters that it finds.
+            adapters = [load_adapter(self._model, path, name) for path, _ in config.lora]
             self._context = make_context(self._model, config)
             self.attention = self._attention(config)
             if self.attention == "dense" and not config.allow_dense:
-                raise dense_attention_error(Path(config.model_path).name)
-            self._refuse_what_cannot_generate(Path(config.model_path).name)
+                raise dense_attention_error(name)
+            self._refuse_what_cannot_generate(name)
+            self._apply(adapters, [scale for _, scale in config.lora])
         except BaseException:
             self.close()
             raise
@@ -253,6 +277,15 @@ class Model:
         params = model_params(config, extra_buffers)
         params.progress_callback = on_progress
         return load(config.model_path, params)
+
+    def _apply(self, adapters: list[Any], scales: list[float]) -> None:
+        count = len(adapters)
+        lib.llama_set_adapters_lora(
+            self._context,
+            (lib.llama_adapter_lora_p_ctypes * count)(*adapters),
+            count,
+            (ctypes.c_float * count)(*scales),
+        )
 
     def _attention(self, config: EngineConfig) -> Attention:
         """Which attention this context computes; called when the context was just made."""
@@ -358,7 +391,7 @@ class Model:
         return buffer.raw[: max(size, 0)]
 
     def close(self) -> None:
-        """Free the context and the weights; may be called twice."""
+        """Free the context, the weights and the adapters; may be called twice."""
         if self._context:
             lib.llama_free(self._context)
             self._context = None

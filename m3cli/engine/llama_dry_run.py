@@ -1,8 +1,8 @@
 """What a configuration would take of which memory, by llama.cpp's own account and without taking it.
 
 With `no_alloc`, llama.cpp reads the metadata of a model, decides where each tensor would go, and makes
-contexts whose buffers are measured and not allocated. Runs in the worker process, as all that uses
-llama.cpp does.
+contexts whose buffers are measured and not allocated. Adapters are left out, because llama.cpp has no such
+way for them. Runs in the worker process, as all that uses llama.cpp does.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from m3cli.engine.adapters import adapter_contents
 from m3cli.engine.events import (
     Finished,
     Loaded,
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 # The first batch is small: if llama.cpp crashes on this CPU, it does so at once.
 _FIRST_BATCH = 32
 _WORTH_SAVING = 256  # tokens beyond what is saved already
-# Settings that change neither the numbers in a KV cache nor their order.
-_IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense", "mmap", "mlock"}
+# Settings that change neither the numbers in a KV cache nor their order; adapters do, by their content.
+_IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense", "mmap", "mlock", "lora"}
 
 
 class Session:
@@ -287,11 +288,15 @@ class Session:
 def snapshot_key(config: EngineConfig, cache: CacheConfig, build: str, attention: str) -> str:
     """What two runs have to share so that the KV cache of one serves the other.
 
-    The model's content, the build of llama.cpp, the types and the attention of the cache, batch sizes and
-    placement, which decide the last digits.
+    The model's content and that of its adapters, the build of llama.cpp, the types and the attention of the
+    cache, batch sizes and placement, which decide the last digits. Raises ModelError when an adapter cannot
+    be read.
     """
     parts = {name: value for name, value in asdict(config).items() if name not in _IRRELEVANT}
     parts |= {"model": cache.model_digest, "build": build, "attention": attention}
+    adapters = adapter_contents(config.lora)
+    if adapters:
+        parts["lora"] = adapters
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

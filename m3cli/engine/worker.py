@@ -198,6 +198,7 @@ def _config(message: Message) -> EngineConfig:
     values = dict(message["config"])
     values["tensor_overrides"] = tuple(map(tuple, values.get("tensor_overrides", ())))
     values["tensor_split"] = tuple(values.get("tensor_split", ()))
+    values["lora"] = tuple(map(tuple, values.get("lora", ())))
     return EngineConfig(**values)
 
 

@@ -22,8 +22,8 @@ def ask_schema() -> dict[str, Any]:
     return schema
 
 
-def ask_object(answer: Answer) -> dict[str, Any]:
-    """`answer` in plain values."""
+def ask_object(answer: Answer, costs: dict[str, float]) -> dict[str, Any]:
+    """`answer` in plain values, with what it costs."""
     packed = answer.packed
     return {
         "question": answer.question,
@@ -39,6 +39,7 @@ def ask_object(answer: Answer) -> dict[str, Any]:
             "n_ctx": packed.n_ctx,
         },
         "timings": {name: round(seconds, 4) for name, seconds in asdict(answer.timings).items()},
+        "costs": costs,
         "warnings": list(answer.warnings),
     }
 

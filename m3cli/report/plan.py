@@ -114,26 +114,6 @@ def plan_object(report: PlanReport, costs: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def costs_of(
-    report: PlanReport, price_in: float | None, price_out: float | None, watts: float | None, price_kwh: float
-) -> dict[str, float]:
-    """What the question costs: hosted at prices a million tokens, and here at `watts` and a price a kWh.
-
-    First time and every next time: here the context is restored and not prefilled again.
-    """
-    result = report.result
-    costs: dict[str, float] = {}
-    answer = 500
-    if price_in is not None or price_out is not None:
-        hosted = (report.prompt * (price_in or 0) + answer * (price_out or 0)) / 1e6
-        costs["hosted, each time"] = hosted
-    if watts is not None and not isinstance(result, NoPlan):
-        energy = watts / 3.6e6 * price_kwh
-        costs["here, first time"] = result.speed.total * energy
-        costs["here, next times"] = (result.speed.load + result.speed.decode) * energy
-    return costs
-
-
 def _bar(place: Place) -> Any:
     from rich.text import Text
 

@@ -16,16 +16,13 @@ from m3cli.engine.events import (
     Loaded,
     Notice,
     NotSaved,
-    Prefilled,
     Request,
-    Restored,
     Sampling,
     Token,
 )
-from m3cli.errors import EngineCrashError, M3Error, OutOfMemoryError, UsageError
+from m3cli.errors import M3Error, UsageError
 from m3cli.plan.planner import Measured
 from m3cli.tasks.citations import Citation, check_citations
-from m3cli.tasks.configure import stepped_down
 from m3cli.tasks.context import Context, ContextRequest, Packed
 from m3cli.tasks.rates import remember_speed
 from m3cli.tasks.thinking import Kind, ThinkingSplitter
@@ -34,7 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from m3cli.engine.events import Engine, EngineConfig
-    from m3cli.tasks.context import OpenEngine, Prompt
+    from m3cli.tasks.context import Prompt
+    from m3cli.tasks.costs import Prices
+    from m3cli.tasks.stepping import OpenEngine
 
 _TELLING = 256  # tokens of prefill that tell a speed
 
@@ -42,7 +41,6 @@ DENSE = (
     "The model runs with dense attention instead of the sparse attention that it was trained with: do not "
     "rely on its answers."
 )
-SMALLER = "{problem} Trying once more with a ubatch of {n_ubatch} and a KV cache of {kv}."
 UNCITED = "The answer cites no lines that m3 could verify: check it against the files."
 
 
@@ -91,6 +89,12 @@ class Answer:
     timings: Timings
     warnings: tuple[str, ...]
 
+    def costs(self, prices: Prices) -> dict[str, float]:
+        """What this question costs hosted, and here: as it was asked now, and when all is restored."""
+        times = self.timings
+        again = times.pack + times.load + times.decode
+        return prices.costs(self.packed.prompt_tokens, self.generated_tokens, again + times.prefill, again)
+
 
 AskEvent = Event | Packed | Text | Answer
 
@@ -115,33 +119,14 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
     for note in heard:
         yield Notice(note)
 
-    # 2. the engine, and what it says, checked; once more, smaller, if memory was not there after all
-    attempts = [config]
-    if request.context.state_dir is not None and (smaller := stepped_down(config, context.fixed)):
-        attempts.append(smaller)
-    for attempt in attempts:
-        restored, begun = 0, False
-        try:
-            with open_engine(attempt, context.cache_config()) as engine:
-                for event in answer(
-                    engine, request, packed, prompt, label=context.label, warnings=heard, started=started
-                ):
-                    if isinstance(event, Restored):
-                        restored = event.tokens
-                    # (what was restored counts as prefilled before anything is computed)
-                    computed = isinstance(event, Prefilled) and event.done > restored
-                    begun = begun or computed or isinstance(event, Token)
-                    if isinstance(event, Answer):
-                        _remember(context, attempt, event)
-                    yield event
-                return
-        except (OutOfMemoryError, EngineCrashError) as error:
-            if begun or attempt is attempts[-1]:
-                raise
-            last = attempts[-1]
-            words = SMALLER.format(problem=error.message, n_ubatch=last.n_ubatch, kv=last.kv_type_k)
-        heard.append(words)
-        yield Notice(words)
+    # 2. the engine, and what it says, checked
+    with context.open(open_engine, config) as engine:
+        for event in answer(
+            engine, request, packed, prompt, label=context.label, warnings=heard, started=started
+        ):
+            if isinstance(event, Answer):
+                _remember(context, engine.config, event)
+            yield event
 
 
 def _remember(context: Context, config: EngineConfig, answer: Answer) -> None:

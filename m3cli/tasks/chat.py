@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from m3cli.engine.events import Engine
     from m3cli.prompt.pack import Strategy
-    from m3cli.tasks.context import ContextRequest, OpenEngine, Packed
+    from m3cli.tasks.context import ContextRequest, Packed
+    from m3cli.tasks.stepping import OpenEngine
 
 # Answers that a context has room for when it is made, so that it need not grow with every question.
 _ROOM = 4
@@ -126,7 +127,7 @@ class Chat:
             self._close_engine()
             self._n_ctx = self.context.room_for(packed, _ROOM)
             config, told = self.context.engine_config(self._n_ctx)
-            self._engine = self._open_engine(config, self.context.cache_config())
+            self._engine = self.context.open(self._open_engine, config)
             if told != self._told:
                 self._told = told
                 yield from map(Notice, told)

@@ -1,88 +1,194 @@
-"""How a model is loaded for a run: as it was asked for, or as it fits this machine best."""
+"""How a model is loaded for a run: as it was asked for, and else as it fits this machine best."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from m3cli.engine.dry_run import DryRun
-from m3cli.engine.local import system_facts
+from m3cli.engine.events import EngineConfig
 from m3cli.errors import DoesNotFitError
-from m3cli.plan.machine import this_machine
-from m3cli.plan.memory import PYTHON_BYTES, RAM_SHARE, weights_of
+from m3cli.model.digest import model_digest
+from m3cli.plan.memory import PYTHON_BYTES, RAM_SHARE, Buffers, weights_of
 from m3cli.plan.planner import UBATCHES, NoPlan, Plan, Planner, Wanted
-from m3cli.tasks.plan import buffers_of, engine_config
-from m3cli.tasks.rates import offloads
+from m3cli.tasks.rates import known_speed, machine_here, with_measured_rates
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from m3cli.engine.events import EngineConfig
+    from m3cli.model.header import Header
+    from m3cli.model.shape import ModelShape
     from m3cli.plan.machine import Machine
-    from m3cli.plan.planner import KVType
+    from m3cli.plan.planner import Configuration, KVType
     from m3cli.tasks.model import OpenModel
 
 # With so much beside weights and KV cache there is nothing to decide: compute buffers take less.
 _PLENTY = 3_000_000_000
+_UBATCH = 512  # tokens, llama.cpp's default
+ANSWER = 500  # tokens of an answer, for the time that it takes
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
-    """What the user chose; None is for m3 to choose."""
+class RunOptions:
+    """How a model is to be run, as far as the user chose; what is None is for m3 to choose.
 
-    kv_type: KVType | None = None
+    The routed experts of the first `cpu_experts` layers stay in main memory. The others are those of
+    EngineConfig; with any of `tensor_overrides`, `tensor_split` and `main_gpu` the user has decided what
+    goes where, and nothing is planned.
+    """
+
+    type_k: KVType | None = None
+    type_v: KVType | None = None
+    n_ubatch: int | None = None
     gpu_layers: int | None = None
+    cpu_experts: int | None = None
+    flash_attention: bool = True
+    allow_dense: bool = False
+    threads: int = 0
+    tensor_overrides: tuple[tuple[str, str], ...] = ()
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = -1
+    op_offload: bool = True
+    no_host: bool = False
+    mmap: bool = True
+    mlock: bool = False
+    lora: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def planned(self) -> bool:
+        """Whether anything is left for m3 to choose."""
+        placed = self.tensor_overrides or self.tensor_split or self.main_gpu >= 0
+        return self.flash_attention and not placed
+
+    def engine_config(self, header: Header, shape: ModelShape, n_ctx: int) -> EngineConfig:
+        """The configuration of a context of `n_ctx` tokens where nothing is planned."""
+        n_ubatch = self.n_ubatch or _UBATCH
+        return EngineConfig(
+            model_path=str(header.path),
+            n_ctx=n_ctx,
+            n_batch=max(_UBATCH, n_ubatch),
+            n_ubatch=n_ubatch,
+            threads=self.threads,
+            gpu_layers=-1 if self.gpu_layers is None else self.gpu_layers,
+            kv_type_k=self.type_k or "f16",
+            kv_type_v=self.type_v or "f16",
+            flash_attention=self.flash_attention,
+            allow_dense=self.allow_dense,
+            tensor_overrides=(*self.tensor_overrides, *_experts_in_ram(self.cpu_experts or 0, shape.layers)),
+            main_gpu=self.main_gpu,
+            tensor_split=self.tensor_split,
+            op_offload=self.op_offload,
+            no_host=self.no_host,
+            mmap=self.mmap,
+            mlock=self.mlock,
+            lora=self.lora,
+        )
+
+    def wanted(self, n_ctx: int, prompt: int, layers: int) -> Wanted:
+        """What a planner of a model with so many layers is to keep to; sizes in tokens."""
+        return Wanted(
+            n_ctx,
+            prompt,
+            ANSWER,
+            self.type_k,
+            self.type_v,
+            self.n_ubatch,
+            self.gpu_layers,
+            None if self.cpu_experts is None else min(self.cpu_experts, layers),
+        )
+
+
+@contextmanager
+def planner_of(
+    header: Header, shape: ModelShape, machine: Machine, base: EngineConfig, cache_dir: Path | None
+) -> Iterator[Planner]:
+    """A planner that asks llama.cpp itself, and knows what the last run took if `cache_dir` does."""
+    with DryRun(base.model_path) as dry_run:
+        planner = Planner(
+            shape,
+            weights_of(header.tensors, shape.layers),
+            machine,
+            lambda configuration: _buffers(dry_run, base, configuration),
+        )
+        speed = known_speed(cache_dir, model_digest(header)) if cache_dir is not None else None
+        if speed is not None:
+            planner.scale = planner.scale_of(speed)
+        yield planner
 
 
 def configured(
-    base: EngineConfig, opened: OpenModel, fixed: Fixed, cache_dir: Path
+    opened: OpenModel, options: RunOptions, n_ctx: int, cache_dir: Path
 ) -> tuple[EngineConfig, tuple[str, ...]]:
-    """`base` with placement, ubatch and KV types for this machine, and what the user should hear of it.
+    """How to load the model for `n_ctx` tokens, and what the user should hear of it.
 
-    Where there is no GPU and memory is plentiful, `base` it is, and nothing is measured. Raises
-    DoesNotFitError, with what would fit, when nothing does.
+    Where there is no GPU and memory is plentiful there is nothing to choose, and nothing is measured.
+    Raises DoesNotFitError, with what would fit, when nothing does.
     """
-    devices = system_facts()["devices"] if offloads(cache_dir) else []
-    machine = this_machine(devices, 0)
+    header, shape = opened.header, opened.shape
+    base = options.engine_config(header, shape, n_ctx)
+    if not options.planned:
+        return base, ()
+    machine = machine_here(cache_dir)
     if not machine.devices and _is_plentiful(base, opened, machine):
         return base, ()
-    with DryRun(base.model_path) as dry_run:
-        planner = Planner(
-            opened.shape,
-            weights_of(opened.header.tensors, opened.shape.layers),
-            machine,
-            lambda configuration: buffers_of(dry_run, base, configuration),
-        )
-        # Planned for the next power of two: questions of about a length share what was saved.
-        larger = min(1 << (base.n_ctx - 1).bit_length(), opened.shape.context_length)
-        for n_ctx in dict.fromkeys((max(larger, base.n_ctx), base.n_ctx)):
-            plan = planner.plan(
-                Wanted(
-                    n_ctx,
-                    n_ctx,
-                    type_k=fixed.kv_type,
-                    type_v=fixed.kv_type,
-                    gpu_layers=fixed.gpu_layers,
-                )
-            )
+    machine = with_measured_rates(machine, cache_dir, header.path)
+    with planner_of(header, shape, machine, base, cache_dir) as planner:
+        # Planned for the next power of two, whole: questions of about a length share what was saved.
+        larger = min(1 << (n_ctx - 1).bit_length(), shape.context_length)
+        for planned in dict.fromkeys((max(larger, n_ctx), n_ctx)):
+            plan = planner.plan(options.wanted(planned, planned, shape.layers))
             if isinstance(plan, Plan):
                 break
     if isinstance(plan, NoPlan):
         hints = " ".join(plan.alternatives)
         raise DoesNotFitError(plan.reason, hints or "Use a smaller model.")
-    chosen = replace(plan.configuration, n_ctx=base.n_ctx)
+    chosen = applied(base, plan.configuration)
     told: tuple[str, ...] = ()
-    if (chosen.type_k, chosen.n_ubatch) != (base.kv_type_k, base.n_ubatch) or machine.devices:
+    if (chosen.kv_type_k, chosen.n_ubatch) != (base.kv_type_k, base.n_ubatch) or machine.devices:
         told = (*plan.reasons, *plan.warnings)
-    return engine_config(base, chosen), told
+    return replace(chosen, n_ctx=n_ctx), told
 
 
-def stepped_down(config: EngineConfig, fixed: Fixed) -> EngineConfig | None:
+def stepped_down(config: EngineConfig, options: RunOptions) -> EngineConfig | None:
     """The next smaller configuration, for when memory is not there after all; None if there is none."""
-    smaller = replace(config, n_ubatch=max(config.n_ubatch // 4, UBATCHES[-1]))
-    if fixed.kv_type is None and config.kv_type_k == "f16" and config.flash_attention:
-        smaller = replace(smaller, kv_type_k="q8_0", kv_type_v="q8_0")
+    smaller = config
+    if options.n_ubatch is None:
+        smaller = replace(config, n_ubatch=max(config.n_ubatch // 4, UBATCHES[-1]))
+    if options.type_k is None and config.kv_type_k == "f16" and config.flash_attention:
+        smaller = replace(smaller, kv_type_k="q8_0", kv_type_v=options.type_v or "q8_0")
     return smaller if smaller != config else None
+
+
+def applied(base: EngineConfig, configuration: Configuration) -> EngineConfig:
+    """`base` as it was planned."""
+    experts = _experts_in_ram(configuration.cpu_experts, configuration.cpu_experts)
+    return replace(
+        base,
+        n_ctx=configuration.n_ctx,
+        n_batch=max(_UBATCH, configuration.n_ubatch),
+        n_ubatch=configuration.n_ubatch,
+        gpu_layers=configuration.gpu_layers,
+        kv_type_k=configuration.type_k,
+        kv_type_v=configuration.type_v,
+        tensor_overrides=experts,
+        tensor_split=configuration.tensor_split,
+    )
+
+
+def _experts_in_ram(count: int, layers: int) -> tuple[tuple[str, str], ...]:
+    """The override that keeps the routed experts of the first layers, `count` at most, in main memory."""
+    numbers = "|".join(map(str, range(min(count, layers))))
+    return ((rf"blk\.({numbers})\.ffn_\w+_exps\.", "CPU"),) if numbers else ()
+
+
+def _buffers(dry_run: DryRun, base: EngineConfig, configuration: Configuration) -> Buffers:
+    """What llama.cpp would allocate. Sizes do not depend on where things go: all is measured in the RAM."""
+    need = dry_run.need(applied(base, replace(configuration, gpu_layers=0, cpu_experts=0, tensor_split=())))
+    return Buffers(
+        kv=sum(need.memory.values()), compute=sum(need.compute.values()) + sum(need.output.values())
+    )
 
 
 def _is_plentiful(base: EngineConfig, opened: OpenModel, machine: Machine) -> bool:

@@ -6,14 +6,14 @@ the question, the prefix, are the same for every question, and their KV cache is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import read_corpus
-from m3cli.engine.events import CacheConfig, EngineConfig
+from m3cli.engine.events import CacheConfig
 from m3cli.memo import Memo
 from m3cli.model.digest import model_digest
 from m3cli.plan.window import plan_window
@@ -21,21 +21,21 @@ from m3cli.prompt.chat import Message
 from m3cli.prompt.pack import pack_chunks
 from m3cli.prompt.segments import Content, TemplateText, encode_each
 from m3cli.prompt.thinking import think_variables
-from m3cli.tasks.configure import Fixed, configured
+from m3cli.tasks.configure import RunOptions, configured, stepped_down
 from m3cli.tasks.model import open_model
+from m3cli.tasks.stepping import SteppingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from m3cli.corpus.corpus import Corpus, CorpusRequest
     from m3cli.corpus.types import Chunk
-    from m3cli.engine.events import Engine, KVType
+    from m3cli.engine.events import EngineConfig
     from m3cli.model.catalog import ModelRef
     from m3cli.prompt.pack import Pack, Strategy
     from m3cli.prompt.thinking import ThinkMode
     from m3cli.tasks.model import OpenModel
-
-    OpenEngine = Callable[[EngineConfig, CacheConfig | None], Engine]
+    from m3cli.tasks.stepping import OpenEngine
 
 INSTRUCTIONS = (
     "You answer questions about files. Every line of a file is shown with its number in front. "
@@ -61,9 +61,9 @@ class Caching:
 class ContextRequest:
     """What is read, and how the model runs. `ctx` and `max_tokens` 0 leave the choice to m3.
 
-    `kv_type` None and `gpu_layers` −1 are for m3 to choose, by what fits this machine; `state_dir` keeps what
-    it measures of that, and without it all is taken as it is. `think` None is off as well, without a word
-    about models that have no switch for it. Without `caching` nothing is kept for another run.
+    What `run` leaves open is chosen by what fits this machine; `state_dir` keeps what is measured of that,
+    and without it nothing is chosen. `think` None is off as well, without a word about models that have no
+    switch for it. Without `caching` nothing is kept for another run.
     """
 
     corpus: CorpusRequest
@@ -72,11 +72,7 @@ class ContextRequest:
     think: ThinkMode | None = None
     ctx: int = 0
     max_tokens: int = 0
-    kv_type: KVType | None = None
-    flash_attention: bool = True
-    allow_dense: bool = False
-    threads: int = 0
-    gpu_layers: int = -1
+    run: RunOptions = field(default_factory=RunOptions)
     caching: Caching | None = None
     state_dir: Path | None = None
 
@@ -194,29 +190,18 @@ class Context:
     def engine_config(self, n_ctx: int) -> tuple[EngineConfig, tuple[str, ...]]:
         """How the model is loaded for a context of `n_ctx` tokens, and what the user should hear of that.
 
-        What the user left open is planned. Raises DoesNotFitError.
+        Raises DoesNotFitError.
         """
-        request = self.request
-        kv_type = request.kv_type or "f16"
-        base = EngineConfig(
-            model_path=str(self.model.header.path),
-            n_ctx=n_ctx,
-            threads=request.threads,
-            gpu_layers=request.gpu_layers,
-            kv_type_k=kv_type,
-            kv_type_v=kv_type,
-            flash_attention=request.flash_attention,
-            allow_dense=request.allow_dense,
-        )
-        if not request.flash_attention or request.state_dir is None:
-            return base, ()
-        return configured(base, self.model, self.fixed, request.state_dir)
+        run, state_dir = self.request.run, self.request.state_dir
+        if state_dir is None:
+            return run.engine_config(self.model.header, self.model.shape, n_ctx), ()
+        return configured(self.model, run, n_ctx, state_dir)
 
-    @property
-    def fixed(self) -> Fixed:
-        """What the user chose of what would else be planned."""
-        layers = self.request.gpu_layers
-        return Fixed(self.request.kv_type, layers if layers >= 0 else None)
+    def open(self, open_engine: OpenEngine, config: EngineConfig) -> SteppingEngine:
+        """The engine for `config`, which steps down once if memory is not there after all."""
+        planned = self.request.state_dir is not None
+        smaller = stepped_down(config, self.request.run) if planned else None
+        return SteppingEngine(open_engine, config, self.cache_config(), smaller)
 
     def cache_config(self) -> CacheConfig | None:
         """Where KV caches of this model are kept, if they are."""

@@ -7,9 +7,12 @@ import os
 import sys
 import time
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from m3cli.engine.local import system_facts
 from m3cli.memo import Memo
+from m3cli.plan.machine import this_machine
 from m3cli.plan.planner import Measured
 
 if TYPE_CHECKING:
@@ -17,66 +20,61 @@ if TYPE_CHECKING:
 
     from m3cli.plan.machine import Machine
 
-_KEY = b"rates"  # in the memo
 _COPY_BYTES = 64 << 20
 _DISK_BYTES = 128 << 20
 _MATRIX = 1024
 
 
+def machine_here(cache_dir: Path) -> Machine:
+    """This machine with its GPUs, for which a worker looks where llama.cpp can use some."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    key = f"build {version('llama-cpp-python')} {sys.prefix} {cores}"
+    build = _read(cache_dir, key)
+    if not isinstance(build.get("cores"), int) or build.get("gpu_offload") is not False:
+        facts = system_facts()
+        _write(cache_dir, key, {name: facts[name] for name in ("gpu_offload", "cores")})
+        return this_machine(facts["devices"], facts["cores"])
+    return this_machine([], build["cores"])
+
+
 def with_measured_rates(machine: Machine, cache_dir: Path, model: Path) -> Machine:
-    """`machine` with the rates of its RAM, its cores and the disk of `model`, measured if need be."""
-    known = _read(cache_dir)
-    rates = known.setdefault("machine", {})
-    before = dict(rates)
-    device = f"disk {model.stat().st_dev}"
-    if "ram_bandwidth" not in rates or rates.get("cores") != machine.cores:
-        rates.update(ram_bandwidth=_copy_rate(), compute=_compute_rate(), cores=machine.cores)
-    if device not in rates:
-        rates[device] = _disk_rate(model)
-    if rates != before:
-        _write(cache_dir, known)
-    return replace(
-        machine,
-        ram_bandwidth=rates["ram_bandwidth"],
-        compute=rates["compute"],
-        disk_read=rates[device],
-        estimated=(),
-    )
+    """`machine` with the rates of its RAM, its cores and the disk of `model`, measured if need be.
 
-
-def offloads(cache_dir: Path) -> bool:
-    """Whether the installed llama.cpp can use a GPU; asked once for each version of it."""
-    from importlib.metadata import version
-
-    from m3cli.engine.local import system_facts
-
-    known = _read(cache_dir)
-    builds = known.setdefault("gpu_offload", {})
-    name = f"{version('llama-cpp-python')} {sys.prefix}"
-    if not isinstance(builds.get(name), bool):
-        builds[name] = bool(system_facts()["gpu_offload"])
-        _write(cache_dir, known)
-    return bool(builds[name])
+    Where there is no memory to measure with, `machine` as it is.
+    """
+    rates = _read(cache_dir, f"machine {machine.cores}")
+    if rates.keys() != {"ram_bandwidth", "compute"}:
+        try:
+            rates = {"ram_bandwidth": _copy_rate(), "compute": _compute_rate()}
+        except (MemoryError, RuntimeError):  # the latter for a thread that cannot be started
+            return machine
+        _write(cache_dir, f"machine {machine.cores}", rates)
+    key = f"disk {model.stat().st_dev}"
+    disk = _read(cache_dir, key)
+    if disk.keys() != {"read"}:
+        disk = {"read": _disk_rate(model)}
+        _write(cache_dir, key, disk)
+    return replace(machine, **rates, disk_read=disk["read"], estimated=())
 
 
 def known_speed(cache_dir: Path, digest: str) -> Measured | None:
     """What the last run of the model with this digest took."""
     try:
-        return Measured(**_read(cache_dir).get("models", {})[digest])
-    except (KeyError, TypeError):
+        return Measured(**_read(cache_dir, f"speed {digest}"))
+    except TypeError:
         return None
 
 
 def remember_speed(cache_dir: Path, digest: str, speed: Measured) -> None:
     """Keep what a run took, for the next plan; a cache that cannot be written is done without."""
-    known = _read(cache_dir)
-    known.setdefault("models", {})[digest] = asdict(speed)
-    _write(cache_dir, known)
+    _write(cache_dir, f"speed {digest}", asdict(speed))
 
 
-def _read(cache_dir: Path) -> dict[str, Any]:
+def _read(cache_dir: Path, name: str) -> dict[str, Any]:
+    """A fact that was kept; empty if it was not."""
+    key = f"rates {name}".encode()
     with Memo.of(cache_dir) as memo:
-        value = memo.get([_KEY]).get(_KEY, b"{}")
+        value = memo.get([key]).get(key, b"{}")
     try:
         known = json.loads(value)
     except ValueError:
@@ -84,9 +82,9 @@ def _read(cache_dir: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _write(cache_dir: Path, known: object) -> None:
+def _write(cache_dir: Path, name: str, fact: object) -> None:
     with Memo.of(cache_dir) as memo:
-        memo.put([(_KEY, json.dumps(known).encode())])
+        memo.put([(f"rates {name}".encode(), json.dumps(fact).encode())])
 
 
 def _copy_rate() -> float:

@@ -13,7 +13,8 @@ from m3cli.tasks.context import Context, Packed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from m3cli.tasks.context import ContextRequest, OpenEngine
+    from m3cli.tasks.context import ContextRequest
+    from m3cli.tasks.stepping import OpenEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def warm(
     tokens = prompt.tokens[: prompt.prefix]
     run = Request(tokens, 0, prefix=prompt.prefix, label=context.label)
     finished: Finished | None = None
-    with open_engine(config, context.cache_config()) as engine:
+    with context.open(open_engine, config) as engine:
         for event in engine.generate(run):
             yield event
             if isinstance(event, Notice):

@@ -42,7 +42,7 @@ def test_choices_of_the_user(m3: Run, tmp_path: Path) -> None:
     prices = ("--price-in", "1", "--price-out", "2", "--watts", "100")
     costs = json.loads(m3("plan", *options, *prices, cwd=tmp_path).stdout)["costs"]
     assert costs["hosted, each time"] == pytest.approx((found["prompt_tokens"] + 1000) / 1e6)
-    assert 0 < costs["here, next times"] < costs["here, first time"]
+    assert 0 < costs["here, next times"] < costs["here, this time"]
     (tmp_path / "my.toml").write_text('ram = "2 GiB"\n[[devices]]\nmemory = "8 GiB"\n')
     other = json.loads(m3("plan", *options, "--machine", "my.toml", cwd=tmp_path).stdout)
     assert other["configuration"]["gpu_layers"] == 31

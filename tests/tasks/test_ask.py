@@ -73,7 +73,7 @@ def test_the_object_is_what_the_schema_says(tree: Path) -> None:
     """Every answer, also one with bad citations and skips, is described by the published schema."""
     (tree / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     events, _ = run(request(tree), "In retry.py:2 and nowhere.py:7.")
-    result = ask_object(events[-1])  # type: ignore[arg-type]
+    result = ask_object(events[-1], {})  # type: ignore[arg-type]
     jsonschema.validate(result, ask_schema())
     assert [c["verified"] for c in result["citations"]] == [True, False]
     assert [s["path"] for s in result["pack"]["skipped"]] == ["image.png"]
