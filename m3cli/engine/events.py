@@ -107,7 +107,8 @@ class Request:
 
     The first `prefix` tokens are shared with other prompts: their KV cache is saved once it is computed,
     under `label`. With `exact`, what is reused is cut back to where a run without reuse would have cut
-    its batches, so that both compute the same numbers; without, all that agrees is reused.
+    its batches, so that both compute the same numbers; without, all that agrees is reused. With a
+    `schema`, a JSON schema as text, the answer is JSON that it describes, if `max_tokens` suffice.
     """
 
     tokens: Sequence[int]
@@ -116,6 +117,7 @@ class Request:
     prefix: int = 0
     label: str = ""
     exact: bool = True
+    schema: str = ""
 
 
 @dataclass(frozen=True, slots=True)

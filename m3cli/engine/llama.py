@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from m3cli.engine.events import Attention, EngineConfig, Sampling
+    from m3cli.engine.form import Form
+    from m3cli.engine.sampling import Sampler
 
 _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
 
 _SHOWN = {*THINK_TAGS, *THINK_TAGS.values()}
-
-_PENALTY_WINDOW = 64  # tokens, llama.cpp's default
 
 _OUT_OF_MEMORY = re.compile(r"allocat|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE)
 
@@ -225,6 +225,7 @@ class Model:
         begin = time.monotonic()
         check_adapters(config)
         self._context = None
+        self._form_tokenizer: Any = None  # takes a second to make, so for the first schema
         self._model = self._load_weights(config, extra_buffers, progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
         try:
@@ -374,9 +375,18 @@ class Model:
         lib.llama_memory_clear(self._memory, False)
         return False
 
-    def sampler(self, sampling: Sampling) -> Sampler:
-        """Choose tokens by `sampling`; to be closed."""
-        return Sampler(self, sampling)
+    def sampler(self, sampling: Sampling, schema: str = "") -> Sampler:
+        """Choose tokens by `sampling`, of JSON that `schema` describes if there is one; to be closed."""
+        from m3cli.engine.sampling import Sampler
+
+        return Sampler(self._context, self._vocab, sampling, self._form(schema) if schema else None)
+
+    def _form(self, schema: str) -> Form:
+        from m3cli.engine.form import Form, tokenizer_of
+
+        if self._form_tokenizer is None:
+            self._form_tokenizer = tokenizer_of(self._vocab)
+        return Form(self._form_tokenizer, schema)
 
     def ends(self, token: int) -> bool:
         """Whether a token ends the generation."""
@@ -398,42 +408,3 @@ class Model:
         if self._model:
             lib.llama_model_free(self._model)
             self._model = None
-
-
-class Sampler:
-    """Chooses the next token from the logits that the last `decode` left."""
-
-    def __init__(self, model: Model, sampling: Sampling) -> None:
-        self._context = model._context
-        self._chain = _sampler(sampling, model.n_vocab)
-
-    def sample(self) -> int:
-        """Choose, and remember the choice for the repeat penalty."""
-        return int(lib.llama_sampler_sample(self._chain, self._context, -1))
-
-    def close(self) -> None:
-        """Free it; may be called twice."""
-        if self._chain:
-            lib.llama_sampler_free(self._chain)
-            self._chain = None
-
-
-def _sampler(sampling: Sampling, n_vocab: int) -> Any:
-    """Make a sampler chain in llama.cpp's usual order; the caller frees it."""
-    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    if sampling.repeat_penalty != 1:
-        penalties = lib.llama_sampler_init_penalties(
-            n_vocab, _PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0
-        )
-        lib.llama_sampler_chain_add(chain, penalties)
-    if sampling.temperature <= 0:
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
-        return chain
-    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(sampling.top_k))
-    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(sampling.top_p, 1))
-    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(sampling.min_p, 1))
-    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(sampling.temperature))
-    # llama.cpp takes its default seed for "random".
-    seed = sampling.seed % lib.LLAMA_DEFAULT_SEED
-    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
-    return chain

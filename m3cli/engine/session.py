@@ -234,7 +234,7 @@ class Session:
     def _decode(self, tokens: array[int], request: Request) -> Iterator[Token]:
         limit = min(request.max_tokens, self._model.n_ctx - len(tokens) + 1)
         text = codecs.getincrementaldecoder("utf-8")("replace")
-        sampler = self._model.sampler(request.sampling)
+        sampler = self._model.sampler(request.sampling, request.schema)
         try:
             for number in range(1, limit + 1):
                 token = sampler.sample()
