@@ -85,6 +85,7 @@ class Recipe:
 _ATTENTION = r"attn_(q|k|v|output)\.|_shexp\."
 RECIPES = {
     "IQ1_S": Recipe(gguf.LlamaFileType.MOSTLY_IQ1_S, types={_ATTENTION: Type.Q5_K}),
+    "IQ1_M": Recipe(gguf.LlamaFileType.MOSTLY_IQ1_M, types={_ATTENTION: Type.Q5_K}),
     "IQ2_XXS": Recipe(gguf.LlamaFileType.MOSTLY_IQ2_XXS, types={_ATTENTION: Type.Q5_K}),
     "Q2_K_L": Recipe(
         gguf.LlamaFileType.MOSTLY_Q2_K,
@@ -97,6 +98,7 @@ RECIPES = {
     ),
     "IQ4_XS": Recipe(gguf.LlamaFileType.MOSTLY_IQ4_XS),
     "Q4_K_M": Recipe(gguf.LlamaFileType.MOSTLY_Q4_K_M),
+    "Q5_K_S": Recipe(gguf.LlamaFileType.MOSTLY_Q5_K_S),
     "Q8_0": Recipe(gguf.LlamaFileType.MOSTLY_Q8_0),
     "BF16": Recipe(gguf.LlamaFileType.MOSTLY_BF16),
 }

@@ -20,11 +20,13 @@ GB = 10**9
 # Published sizes in GB; all but BF16 as people report them.
 MINIMAX_M3 = {
     "IQ1_S": 90.5,
+    "IQ1_M": 100.7,
     "IQ2_XXS": 116.6,
     "Q2_K_L": 153.1,
     "IQ3_XXS": 180.0,
     "IQ4_XS": 229.7,
     "Q4_K_M": 261.0,
+    "Q5_K_S": 295.0,
     "Q8_0": 454.0,
     "BF16": 852.9,
 }

@@ -46,7 +46,7 @@ _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.G
 
 _SHOWN = {*THINK_TAGS, *THINK_TAGS.values()}
 
-_OUT_OF_MEMORY = re.compile(r"allocat|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"allocat|bad_alloc|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE)
 
 _LOG_WARNING, _LOG_ERROR, _LOG_CONTINUED = 3, 4, 5  # enum ggml_log_level of ggml.h
 
@@ -148,7 +148,7 @@ def load(path: str, params: Any) -> Any:
         )
     if _OUT_OF_MEMORY.search(reason):
         raise OutOfMemoryError(
-            f"The weights of {name} do not fit in memory: {reason}.",
+            f"The weights of {name} ({_gigabytes(path)}) do not fit in memory: {reason}.",
             "Take a smaller quant of the model or put fewer layers on the GPU.",
         )
     raise ModelError(
@@ -156,6 +156,13 @@ def load(path: str, params: Any) -> Any:
         "The file may be incomplete or made for another version of llama.cpp; download it again or "
         "upgrade llama-cpp-python.",
     )
+
+
+def _gigabytes(path: str) -> str:
+    """Size of a model file, of all its parts if it was split."""
+    file = Path(path)
+    parts = file.parent.glob(re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-?????-of-\1.gguf", file.name))
+    return f"{sum(part.stat().st_size for part in parts) / 1e9:.2f} GB"
 
 
 def make_context(model: Any, config: EngineConfig) -> Any:

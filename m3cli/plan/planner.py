@@ -1,19 +1,23 @@
 """The best configuration that a machine can hold, and how long it will take; or what would fit instead.
 
 Preference, in this order: the whole prompt fits; then speed; then the precision of the KV cache. A less
-precise KV cache is taken only where it saves a fifth of the time, 4 bits only where nothing else fits.
+precise KV cache is taken only where it saves a fifth of the time, 4 bits only where nothing else fits. The
+keys are quantized after the values: they decide what is attended, and an indexer's keys have their type.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from m3cli.plan.memory import DEVICE_MARGIN, PYTHON_BYTES, RAM_SHARE
+from m3cli.plan import explain
+from m3cli.plan.memory import DEVICE_MARGIN, RAM_SHARE, process_bytes
+from m3cli.plan.sizes import Sizes
 from m3cli.plan.speed import Speed, predict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from m3cli.model.shape import ModelShape
     from m3cli.plan.machine import Device, Machine
@@ -23,13 +27,17 @@ KVType = Literal["f16", "q8_0", "q4_0"]
 
 KV_TYPES: tuple[tuple[KVType, KVType], ...] = (
     ("f16", "f16"),
+    ("f16", "q8_0"),
     ("q8_0", "q8_0"),
     ("q8_0", "q4_0"),
     ("q4_0", "q4_0"),
 )
-UBATCHES = (2048, 1024, 512, 256, 128, 64)
-# A KV type of less precision has to save this much of the time.
+UBATCHES = (512, 2048, 1024, 256, 128, 64)  # llama.cpp's default first
+# A KV type of less precision, and layers that leave the devices, have to save this much of the time.
 _WORTH = 0.8
+_NOTICED = 0.98  # less is no reason to leave llama.cpp's default
+# Of the weights, what may have no place in any memory; with more, a smaller quant serves better.
+_MISSING = 0.2
 _CELLS = 256
 _GIB = 1 << 30
 _MODEST = 32_768  # tokens of a context that is still of use
@@ -132,27 +140,38 @@ class Planner:
     weights: Weights
     machine: Machine
     buffers: Callable[[Configuration], Buffers]
-    scale: tuple[float, float] = (1.0, 1.0)
-    _known: dict[tuple[int, str, str, int], Buffers] = field(default_factory=dict)
+    _sizes: Sizes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._sizes = Sizes(self.shape, self.buffers)
 
     def plan(self, wanted: Wanted) -> Plan | NoPlan:
         """The best plan, or why there is none."""
+        while True:
+            best = self._best(wanted)
+            decides = best.configuration if best is not None else self._smallest(wanted)
+            if self._sizes.is_known(decides):
+                return self._explained(best, wanted) if best is not None else self._no_plan(wanted)
+            self._sizes.exact(decides)  # what was reckoned decides what is asked, never what is told
+
+    def _best(self, wanted: Wanted) -> Plan | None:
         plans = [plan for kv in self._kv_types(wanted) if (plan := self._fastest(wanted, kv))]
         whole = [plan for plan in plans if not plan.streamed] or plans
         if not whole:
-            return self._no_plan(wanted)
+            return None
         best = whole[0]
         for plan in whole[1:]:
             if plan.configuration.type_v == "q4_0" and best.configuration.type_v != "q4_0":
                 break
             if plan.speed.total < best.speed.total * _WORTH:
                 best = plan
-        return self._explained(best, wanted)
+        return best
 
     def scale_of(self, measured: Measured) -> tuple[float, float]:
         """The factors by which a run took longer than was predicted for it, in prefill and decode."""
         configuration = Configuration(measured.n_ctx, measured.type_k, measured.type_v, measured.n_ubatch)
         wanted = Wanted(measured.n_ctx, measured.prompt, type_k=measured.type_k, type_v=measured.type_v)
+        self._sizes.exact(configuration)
         plan = self._placed(wanted, configuration)
         if plan is None or not measured.prefill or not measured.decode:
             return 1.0, 1.0
@@ -160,27 +179,48 @@ class Planner:
 
     def largest(self, wanted: Wanted) -> int:
         """The longest context, in tokens, that fits in any way, up to what is asked for; 0 if none does."""
-        smallest = self._kv_types(wanted)[-1]
-        low, high = 0, wanted.n_ctx // _CELLS
-        while low < high:
-            middle = (low + high + 1) // 2
-            n_ctx = middle * _CELLS
-            shorter = replace(
-                wanted,
-                n_ctx=n_ctx,
-                prompt=min(wanted.prompt, n_ctx),
-                n_ubatch=wanted.n_ubatch or UBATCHES[-1],
-            )
-            if self._fastest(shorter, smallest):
-                low = middle
-            else:
-                high = middle - 1
-        return low * _CELLS
+        smallest = self._smallest(wanted)
+        cells = wanted.n_ctx // _CELLS
+        if not cells:
+            return 0
+
+        def shorter(n_ctx: int) -> Configuration:
+            return replace(smallest, n_ctx=n_ctx)
+
+        def fits(cells: int) -> bool:
+            n_ctx = cells * _CELLS
+            asked = replace(wanted, n_ctx=n_ctx, prompt=min(wanted.prompt, n_ctx))
+            return self._placed(asked, shorter(n_ctx)) is not None
+
+        for n_ctx in (_CELLS, cells * _CELLS):  # between them, sizes are reckoned
+            self._sizes.exact(shorter(n_ctx))
+        while True:
+            found = bisect_left(range(1, cells + 1), True, key=lambda count: not fits(count))
+            if not found or self._sizes.is_known(shorter(found * _CELLS)):
+                return found * _CELLS
+            self._sizes.exact(shorter(found * _CELLS))
+
+    def _smallest(self, wanted: Wanted) -> Configuration:
+        """The configuration of this context that takes the least memory."""
+        choices = [
+            Configuration(wanted.n_ctx, k, v, wanted.n_ubatch or UBATCHES[-1])
+            for k, v in self._kv_types(wanted)
+        ]
+        sizes = [self._sizes.reckoned(choice) for choice in choices]
+        return min(zip(choices, sizes, strict=True), key=lambda pair: pair[1].kv + pair[1].compute)[0]
 
     def _kv_types(self, wanted: Wanted) -> list[tuple[KVType, KVType]]:
-        return [
-            (k, v) for k, v in dict.fromkeys((wanted.type_k or k, wanted.type_v or v) for k, v in KV_TYPES)
-        ]
+        """Types of keys and values, the most precise first.
+
+        With flash attention on a GPU, two types are for CUDA to convert in each step, unless the model has
+        an indexer: what that chooses is converted anyway. Metal leaves them to the CPU.
+        """
+        devices = self.machine.devices
+        mixed = not devices or (
+            self.shape.indexer is not None and not any(device.unified for device in devices)
+        )
+        types = dict.fromkeys((wanted.type_k or k, wanted.type_v or v) for k, v in KV_TYPES)
+        return [(k, v) for k, v in types if mixed or k == v] or list(types)
 
     def _fastest(self, wanted: Wanted, kv: tuple[KVType, KVType]) -> Plan | None:
         """The fastest plan with these KV types."""
@@ -189,49 +229,61 @@ class Planner:
             if not wanted.n_ubatch and n_ubatch > max(512, wanted.n_ctx):
                 continue
             plan = self._placed(wanted, Configuration(wanted.n_ctx, *kv, n_ubatch))
-            if plan is not None and (best is None or plan.speed.total < best.speed.total * 0.98):
+            if plan is not None and (best is None or self._is_better(plan, best)):
                 best = plan
         return best
 
-    def _ask(self, configuration: Configuration) -> Buffers:
-        key = (configuration.n_ctx, configuration.type_k, configuration.type_v, configuration.n_ubatch)
-        if key not in self._known:
-            self._known[key] = self.buffers(configuration)
-        return self._known[key]
+    @staticmethod
+    def _is_better(plan: Plan, best: Plan) -> bool:
+        """Whether a plan is faster than another of the same KV types, by enough; layers on devices count."""
+        if bool(plan.streamed) != bool(best.streamed):
+            return not plan.streamed
+        layers = plan.configuration.gpu_layers - best.configuration.gpu_layers
+        enough = _NOTICED if not layers else _WORTH if layers < 0 else 1 / _WORTH
+        return plan.speed.total < best.speed.total * enough
 
     def _placed(self, wanted: Wanted, configuration: Configuration) -> Plan | None:
         """As much on the devices as they hold, the experts of first layers being the first to stay away."""
-        buffers = self._ask(configuration)
-        best: Plan | None = None
-        for gpu_layers, cpu_experts in self._placements(wanted):
-            split = _split(self.machine.devices) if gpu_layers else ()
-            candidate = replace(
-                configuration, gpu_layers=gpu_layers, cpu_experts=cpu_experts, tensor_split=split
-            )
-            places = self._places(candidate, buffers)
-            streamed = places[-1].used - places[-1].room
-            if any(place.used > place.room for place in places[:-1]):
-                continue
-            # The weights in RAM are mapped: what does not fit is read again. All else has to fit.
-            if streamed > places[-1].weights * 0.5 or (streamed > 0 and self.machine.limit == "ulimit -v"):
-                continue
-            speed = predict(
-                self.shape, self.weights, self.machine, candidate, wanted.prompt, wanted.answer,
-                max(streamed, 0), self.scale, buffers.kv,
-            )  # fmt: skip
-            plan = Plan(candidate, places, speed, self._state(wanted, buffers), max(streamed, 0))
-            if best is None or plan.speed.total < best.speed.total:
-                best = plan
-            if not streamed > 0:
-                break  # what follows has less on the devices
-        return best
+        buffers = self._sizes.reckoned(configuration)
+        for choices in self._placements(wanted):
+            placed = [self._place(configuration, *choice) for choice in choices]
+            first = bisect_left(placed, True, key=lambda candidate: self._fits(candidate, buffers))
+            if first < len(placed):  # what follows has less on the devices
+                return self._timed(wanted, placed[first], buffers)
+        return None
 
-    def _placements(self, wanted: Wanted) -> Iterator[tuple[int, int]]:
-        """(gpu_layers, cpu_experts), the most on the devices first."""
+    def _place(self, configuration: Configuration, gpu_layers: int, cpu_experts: int) -> Configuration:
+        split = _split(self.machine.devices) if gpu_layers else ()
+        return replace(configuration, gpu_layers=gpu_layers, cpu_experts=cpu_experts, tensor_split=split)
+
+    def _fits(self, candidate: Configuration, buffers: Buffers) -> bool:
+        """Whether the devices hold it."""
+        return all(place.used <= place.room for place in self._places(candidate, buffers)[:-1])
+
+    def _timed(self, wanted: Wanted, candidate: Configuration, buffers: Buffers) -> Plan | None:
+        places = self._places(candidate, buffers)
+        ram = places[-1]
+        streamed = max(ram.used - ram.room, 0)
+        # The weights in RAM are mapped: what does not fit is read again. All else has to fit.
+        mapped = ram.weights if candidate.gpu_layers else ram.weights - buffers.repacked
+        missing = self.weights.total - self._room
+        if streamed and (
+            streamed > mapped * 0.5
+            or missing > self.weights.total * _MISSING
+            or self.machine.limit == "ulimit -v"
+        ):
+            return None
+        speed = predict(
+            self.shape, self.weights, self.machine, candidate, wanted.prompt, wanted.answer,
+            streamed, buffers.kv,
+        )  # fmt: skip
+        return Plan(candidate, places, speed, self._state(wanted, buffers), streamed)
+
+    def _placements(self, wanted: Wanted) -> list[list[tuple[int, int]]]:
+        """(gpu_layers, cpu_experts), the most on the devices first; lists of which each has ever less."""
         layers = len(self.weights.layers)
         if not self.machine.devices or wanted.gpu_layers == 0:
-            yield 0, 0
-            return
+            return [[(0, 0)]]
         asked = wanted.gpu_layers
         wanted_layers = layers + 1 if asked is None or asked < 0 else min(asked, layers + 1)
         has_experts = self.weights.experts > 0
@@ -239,11 +291,11 @@ class Planner:
             [wanted.cpu_experts] if wanted.cpu_experts is not None
             else range(layers + 1) if has_experts else [0]
         )  # fmt: skip
-        for cpu_experts in choices:
-            yield wanted_layers, cpu_experts
+        placements = [[(wanted_layers, cpu_experts) for cpu_experts in choices]]
         if wanted.gpu_layers is None:
-            for gpu_layers in range(layers, -1, -1):
-                yield gpu_layers, layers if has_experts else 0
+            fewer = range(layers, -1, -1)
+            placements.append([(gpu_layers, layers if has_experts else 0) for gpu_layers in fewer])
+        return placements
 
     def _places(self, configuration: Configuration, buffers: Buffers) -> tuple[Place, ...]:
         """What each device and, last, the RAM would hold."""
@@ -284,59 +336,29 @@ class Planner:
         unified = sum(place.used for place, device in zip(places, devices, strict=True) if device.unified)
         compute = buffers.compute // 8 if configuration.gpu_layers else buffers.compute
         room = int(self.machine.ram_available * RAM_SHARE)
-        return (*places, Place("RAM", room, in_ram, kv_in_ram, compute, PYTHON_BYTES + unified))
+        other = process_bytes(self.shape, self.weights.tensors, configuration.n_ubatch)
+        return (*places, Place("RAM", room, in_ram, kv_in_ram, compute, other + unified))
+
+    @property
+    def _room(self) -> int:
+        """Bytes of all memories."""
+        return int(self.machine.ram_available * RAM_SHARE) + self.machine.device_memory
 
     def _state(self, wanted: Wanted, buffers: Buffers) -> int:
         return buffers.kv * min(wanted.prompt, wanted.n_ctx) // max(wanted.n_ctx, 1)
 
     def _explained(self, plan: Plan, wanted: Wanted) -> Plan:
-        configuration = plan.configuration
-        reasons: list[str] = []
-        warnings: list[str] = []
-        layers = len(self.weights.layers)
-        if not self.machine.devices:
-            reasons.append("There is no GPU that llama.cpp sees: everything is in the RAM.")
-        elif configuration.gpu_layers > layers and not configuration.cpu_experts:
-            reasons.append("All weights fit on the GPU.")
-        elif configuration.gpu_layers > layers:
-            reasons.append(
-                f"The experts of {min(configuration.cpu_experts, layers)} of {layers} layers stay in RAM, "
-                "since a token uses few of them; attention and all else is on the GPU."
-            )
-        else:
-            reasons.append(f"{configuration.gpu_layers} of {layers + 1} layers fit on the GPU.")
-        kv = f"{configuration.type_k} keys and {configuration.type_v} values"
-        if (configuration.type_k, configuration.type_v) != ("f16", "f16") and wanted.type_k is None:
-            reasons.append(f"With a KV cache of f16 it would not fit or be much slower: it has {kv}.")
-            if self.shape.indexer:
-                warnings.append(
-                    f"The indexer's keys are quantized with the KV cache ({configuration.type_k}), which may "
-                    "change which blocks are attended; --kv-type f16 keeps them exact."
-                )
-        if wanted.n_ubatch is None and configuration.n_ubatch < 512:
-            reasons.append(
-                f"A ubatch of {configuration.n_ubatch} keeps the compute buffer at "
-                f"{self._ask(configuration).compute / 1e9:.1f} GB."
-            )
-        if plan.streamed:
-            warnings.append(
-                f"{plan.streamed / 1e9:.0f} GB of the weights do not fit into the RAM and are read from the "
-                "disk over and over."
-            )
-        return replace(plan, reasons=tuple(reasons), warnings=tuple(warnings))
+        compute = self._sizes.exact(plan.configuration).compute
+        why = explain.reasons(plan, wanted, self.weights, self.machine, compute)
+        return replace(plan, reasons=tuple(why), warnings=tuple(explain.warnings(plan, self.shape)))
 
     def _no_plan(self, wanted: Wanted) -> NoPlan:
         """Why nothing fits, and up to three things that would."""
-        smallest = min(
-            (
-                Configuration(wanted.n_ctx, k, v, wanted.n_ubatch or UBATCHES[-1])
-                for k, v in self._kv_types(wanted)
-            ),
-            key=lambda configuration: self._ask(configuration).kv + self._ask(configuration).compute,
-        )
-        buffers = self._ask(smallest)
-        need = self.weights.total + buffers.kv + buffers.compute + PYTHON_BYTES
-        room = int(self.machine.ram_available * RAM_SHARE) + self.machine.device_memory
+        smallest = self._smallest(wanted)
+        buffers = self._sizes.exact(smallest)
+        processes = process_bytes(self.shape, self.weights.tensors, smallest.n_ubatch)
+        need = self.weights.total + buffers.kv + buffers.compute + processes
+        room = self._room
         limit = f", held back by {self.machine.limit}" if self.machine.limit else ""
         reason = (
             f"{self.shape.name} with a context of {wanted.n_ctx:,} tokens takes at least {need / 1e9:.2f} GB "
@@ -358,15 +380,20 @@ class Planner:
                 f"--ctx {longest}: a context of {longest:,} tokens fits; --strategy select packs what "
                 "matters most into it."
             )
-        for n_ctx in dict.fromkeys((wanted.n_ctx, min(wanted.n_ctx, _MODEST))):
-            beside = self._ask(replace(smallest, n_ctx=n_ctx))
-            weights_room = room - beside.kv - beside.compute - PYTHON_BYTES
+        disk = int(room * _MISSING / (1 - _MISSING))
+        contexts = dict.fromkeys((wanted.n_ctx, min(wanted.n_ctx, _MODEST)))
+        for n_ctx, again in [*((n_ctx, 0) for n_ctx in contexts), (wanted.n_ctx, disk)]:
+            if again and (alternatives or self.machine.limit == "ulimit -v"):
+                continue
+            beside = self._sizes.exact(replace(smallest, n_ctx=n_ctx))
+            weights_room = room + again - beside.kv - beside.compute - processes
             bits = weights_room * 8 / max(self.shape.parameters, 1)
             if bits >= _FEWEST_BITS and weights_room < self.weights.total:
                 alternatives.append(
                     f"A quant of at most {weights_room / 1e9:.1f} GB with a context of {n_ctx:,} tokens: "
                     f"{bits:.1f} bits a weight, where this file has "
                     f"{self.weights.total * 8 / self.shape.parameters:.1f}."
+                    + (" A part of it would be read from the disk over and over." if again else "")
                 )
         if not alternatives:
             alternatives.append(

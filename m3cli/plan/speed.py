@@ -1,8 +1,9 @@
 """How long a configuration takes, from bytes that move and operations that are done.
 
 Decoding a token reads all weights that it uses, and the KV cache that it attends, once: the time is that
-of the memories. Prefill computes: two operations a weight and token, and attention. Experts in RAM are
-carried to the device once a ubatch, or computed by the CPU, whichever is faster.
+of the memories. Prefill computes: two operations a weight and token, and attention; it reads all weights
+once a ubatch, which takes longer if that is small. Experts in RAM are carried to the device once a ubatch,
+or computed by the CPU, whichever is faster.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ class Speed:
         """Seconds from the start to the end of the answer."""
         return self.load + self.prefill + self.decode
 
+    def scaled(self, prefill: float, decode: float) -> Speed:
+        """With the times of prefill and decode multiplied, by what a run has shown."""
+        return Speed(
+            self.load,
+            self.prefill * prefill,
+            self.decode * decode,
+            self.prefill_rate / prefill,
+            self.decode_rate / decode,
+            _MEASURED,
+        )
+
 
 def predict(
     shape: ModelShape,
@@ -51,13 +63,11 @@ def predict(
     prompt: int,
     answer: int,
     streamed: int,
-    scale: tuple[float, float],
     kv_bytes: int,
 ) -> Speed:
     """Predict the speed of reading `prompt` and writing `answer` tokens.
 
     `streamed` bytes of the experts are read from the disk again, `kv_bytes` is the whole KV cache.
-    `scale` multiplies the times of prefill and decode; (1, 1) says that nothing was measured.
     """
     layers = len(weights.layers)
     first = layers + 1 - configuration.gpu_layers
@@ -88,34 +98,51 @@ def predict(
     if streamed and experts_ram + dense_ram:
         missing = streamed / (experts_ram + dense_ram)
         seconds += missing * (dense_ram + experts_ram * used) / machine.disk_read
-    decode_seconds = seconds * scale[1]
+    decode_seconds = seconds
 
-    # 2. prefill: operations, a token
-    per_byte = shape.parameters / weights.total if weights.total else 0.0
-    flops = 2.0 * per_byte * (dense_device + experts_device * used)
+    # 2. prefill: operations a token, or bytes a ubatch
+    dense_flops, expert_flops = _flops_per_byte(shape, weights)
     attention = _attention_flops(shape, prompt)
     seconds = 0.0
     if configuration.gpu_layers and device_compute:
-        seconds += (flops + attention * kv_share) / (device_compute * _PREFILL_EFFICIENCY)
+        flops = dense_flops * dense_device + expert_flops * experts_device * used
+        read = (dense_device + experts_device) / (device_bandwidth * _EFFICIENCY)
+        rate = device_compute * _PREFILL_EFFICIENCY
+        seconds += max(flops / rate, read / configuration.n_ubatch) + attention * kv_share / rate
     cpu_compute = machine.compute * _PREFILL_EFFICIENCY
-    ram_flops = 2.0 * per_byte * (max(dense_ram, 0) + experts_ram * used)
-    computed = ram_flops / cpu_compute
+    in_ram = max(dense_ram, 0) + experts_ram
+    ram_flops = dense_flops * max(dense_ram, 0) + expert_flops * experts_ram * used
+    read = in_ram / (machine.ram_bandwidth * _EFFICIENCY)
+    computed = max(ram_flops / cpu_compute, read / configuration.n_ubatch)
     if configuration.gpu_layers and link:
-        carried = (max(dense_ram, 0) + experts_ram) / (link * configuration.n_ubatch)
+        carried = in_ram / (link * configuration.n_ubatch)
         carried += ram_flops / (device_compute * _PREFILL_EFFICIENCY)
         computed = min(computed, carried)
     seconds += computed + attention * (1 - kv_share) / cpu_compute
     if streamed:
-        seconds += streamed / (machine.disk_read * configuration.n_ubatch)
-    prefill_seconds = seconds * scale[0]
+        # A ubatch uses all weights in turn: what is read first has left the system's cache when it is due.
+        seconds += in_ram / (machine.disk_read * configuration.n_ubatch)
+    prefill_seconds = seconds
     return Speed(
         load=(weights.total) / machine.disk_read,
         prefill=prefill_seconds * prompt,
         decode=decode_seconds * answer,
         prefill_rate=1 / prefill_seconds if prefill_seconds else 0.0,
         decode_rate=1 / decode_seconds if decode_seconds else 0.0,
-        band=_UNMEASURED if scale == (1.0, 1.0) else _MEASURED,
+        band=_UNMEASURED,
     )
+
+
+def _flops_per_byte(shape: ModelShape, weights: Weights) -> tuple[float, float]:
+    """Operations a token for each byte of weights: of all but routed experts, and of those."""
+    if not weights.total:
+        return 0.0, 0.0
+    rest = weights.total - weights.experts
+    if not weights.expert_elements or not weights.experts or not rest:
+        same = 2.0 * shape.parameters / weights.total
+        return same, same
+    others = max(shape.parameters - weights.expert_elements, 0)
+    return 2.0 * others / rest, 2.0 * weights.expert_elements / weights.experts
 
 
 def _attended(shape: ModelShape, prompt: int) -> float:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from m3cli.engine.dry_run import DryRun
 from m3cli.engine.events import EngineConfig
+from m3cli.engine.workarounds import extra_buffers_crash
 from m3cli.errors import DoesNotFitError
-from m3cli.model.digest import model_digest
 from m3cli.plan.memory import PYTHON_BYTES, RAM_SHARE, Buffers, weights_of
 from m3cli.plan.planner import UBATCHES, NoPlan, Plan, Planner, Wanted
-from m3cli.tasks.rates import known_speed, machine_here, with_measured_rates
+from m3cli.tasks.rates import machine_here, with_measured_rates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,18 +104,30 @@ class RunOptions:
 def planner_of(
     header: Header, shape: ModelShape, machine: Machine, base: EngineConfig, cache_dir: Path | None
 ) -> Iterator[Planner]:
-    """A planner that asks llama.cpp itself, and knows what the last run took if `cache_dir` does."""
-    with DryRun(base.model_path) as dry_run:
-        planner = Planner(
+    """A planner that asks llama.cpp itself. `cache_dir` knows whether weights may be repacked here."""
+    repacks = cache_dir is None or not extra_buffers_crash(cache_dir)
+    with DryRun(base.model_path, extra_buffers=repacks) as dry_run:
+        yield Planner(
             shape,
             weights_of(header.tensors, shape.layers),
             machine,
             lambda configuration: _buffers(dry_run, base, configuration),
         )
-        speed = known_speed(cache_dir, model_digest(header)) if cache_dir is not None else None
-        if speed is not None:
-            planner.scale = planner.scale_of(speed)
-        yield planner
+
+
+def choose(planner: Planner, options: RunOptions, n_ctx: int) -> Plan | NoPlan:
+    """The plan for `n_ctx` tokens, or why there is none.
+
+    It is made for the next power of two, whole, and not for the prompt or by the speed of the last run:
+    questions of about a length share what was saved of the context.
+    """
+    shape = planner.shape
+    larger = min(1 << (n_ctx - 1).bit_length(), shape.context_length)
+    for planned in dict.fromkeys((max(larger, n_ctx), n_ctx)):
+        plan = planner.plan(options.wanted(planned, planned, shape.layers))
+        if isinstance(plan, Plan):
+            break
+    return plan
 
 
 def configured(
@@ -135,12 +147,7 @@ def configured(
         return base, ()
     machine = with_measured_rates(machine, cache_dir, header.path)
     with planner_of(header, shape, machine, base, cache_dir) as planner:
-        # Planned for the next power of two, whole: questions of about a length share what was saved.
-        larger = min(1 << (n_ctx - 1).bit_length(), shape.context_length)
-        for planned in dict.fromkeys((max(larger, n_ctx), n_ctx)):
-            plan = planner.plan(options.wanted(planned, planned, shape.layers))
-            if isinstance(plan, Plan):
-                break
+        plan = choose(planner, options, n_ctx)
     if isinstance(plan, NoPlan):
         hints = " ".join(plan.alternatives)
         raise DoesNotFitError(plan.reason, hints or "Use a smaller model.")
@@ -187,7 +194,9 @@ def _buffers(dry_run: DryRun, base: EngineConfig, configuration: Configuration) 
     """What llama.cpp would allocate. Sizes do not depend on where things go: all is measured in the RAM."""
     need = dry_run.need(applied(base, replace(configuration, gpu_layers=0, cpu_experts=0, tensor_split=())))
     return Buffers(
-        kv=sum(need.memory.values()), compute=sum(need.compute.values()) + sum(need.output.values())
+        kv=sum(need.memory.values()),
+        compute=sum(need.compute.values()) + sum(need.output.values()),
+        repacked=sum(nbytes for name, nbytes in need.weights.items() if name != "CPU"),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -9,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from m3cli.corpus.corpus import read_corpus
 from m3cli.errors import UsageError
+from m3cli.model.digest import model_digest
 from m3cli.plan.machine import Machine, described
-from m3cli.plan.planner import NoPlan
+from m3cli.plan.planner import Configuration, NoPlan, Plan, Wanted
 from m3cli.plan.window import plan_window
 from m3cli.prompt.pack import pack_chunks
 from m3cli.settings import read_toml
-from m3cli.tasks.configure import ANSWER, RunOptions, planner_of
+from m3cli.tasks.configure import ANSWER, RunOptions, choose, planner_of
 from m3cli.tasks.model import open_model
-from m3cli.tasks.rates import machine_here, with_measured_rates
+from m3cli.tasks.rates import known_speed, machine_here, with_measured_rates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +28,10 @@ if TYPE_CHECKING:
     from m3cli.memo import Memo
     from m3cli.model.catalog import ModelRef
     from m3cli.model.shape import ModelShape
-    from m3cli.plan.planner import Plan
+    from m3cli.plan.planner import Planner
     from m3cli.tasks.costs import Prices
 
+_CELLS = 256  # tokens of the smallest context
 _AROUND = 400  # tokens of instructions, template and question
 
 
@@ -73,22 +77,49 @@ def make_plan(request: PlanRequest, stdin: Callable[[], bytes]) -> PlanReport:
 
     Raises CorpusError, ModelError, UsageError, DoesNotFitError for a context larger than the model's.
     """
-    with open_model(request.model, request.memo) as opened:
-        shape = opened.shape
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_model(request.model, request.memo))
+        header, shape = opened.header, opened.shape
+        machine = _machine(request, header.path)
+        cache_dir = request.cache_dir if request.machine is None else None
+        base = request.run.engine_config(header, shape, _CELLS)
+        planner = stack.enter_context(planner_of(header, shape, machine, base, cache_dir))
+        # llama.cpp reads the metadata while we read the files.
+        ready = stack.enter_context(ThreadPoolExecutor(1)).submit(planner.buffers, Configuration(_CELLS))
         prompt = 0
         if request.corpus is not None:
             corpus = read_corpus(request.corpus, stdin)
             prompt = pack_chunks(corpus.chunks, opened.tokenizer.count_batch).tokens + _AROUND
-        header = opened.header
-    n_ctx = _n_ctx(request, shape.context_length, prompt)
-    prompt = min(prompt, n_ctx) if prompt else n_ctx - min(ANSWER, n_ctx // 4)
-    machine = _machine(request, header.path)
-    base = request.run.engine_config(header, shape, n_ctx)
-    cache_dir = request.cache_dir if request.machine is None else None
-    with planner_of(header, shape, machine, base, cache_dir) as planner:
-        result = planner.plan(request.run.wanted(n_ctx, prompt, shape.layers))
-    measured = planner.scale != (1.0, 1.0)
-    return PlanReport(request.model.name, shape, machine, prompt, n_ctx, result, measured)
+        n_ctx = _n_ctx(request, shape.context_length, prompt)
+        prompt = min(prompt, n_ctx) if prompt else n_ctx - min(ANSWER, n_ctx // 4)
+        ready.result()
+        result = choose(planner, request.run, n_ctx)
+        speed = known_speed(cache_dir, model_digest(header)) if cache_dir is not None else None
+        if isinstance(result, Plan):
+            result = _for_prompt(planner, result, n_ctx, prompt)
+            if speed is not None:
+                result = replace(result, speed=result.speed.scaled(*planner.scale_of(speed)))
+    return PlanReport(request.model.name, shape, machine, prompt, n_ctx, result, speed is not None)
+
+
+def _for_prompt(planner: Planner, chosen: Plan, n_ctx: int, prompt: int) -> Plan:
+    """What was chosen, with the memory and the time that this prompt takes."""
+    configuration = chosen.configuration
+    plan = planner.plan(
+        Wanted(
+            n_ctx,
+            prompt,
+            ANSWER,
+            configuration.type_k,
+            configuration.type_v,
+            configuration.n_ubatch,
+            configuration.gpu_layers,
+            configuration.cpu_experts,
+        )
+    )
+    if isinstance(plan, NoPlan):  # not with what a shorter context has just fitted
+        return chosen
+    return replace(plan, reasons=chosen.reasons, warnings=chosen.warnings)
 
 
 def _n_ctx(request: PlanRequest, context_length: int, prompt: int) -> int:

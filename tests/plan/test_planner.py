@@ -105,8 +105,8 @@ def test_known_machines(machine: str, quant: str, n_ctx: int, expected: dict[str
         expected["gpu"]
     ]
     assert result.reasons
-    if chosen.type_k != "f16":  # the indexer's keys are never quantized without a word
-        assert any("indexer" in warning for warning in result.warnings)
+    # the indexer's keys are never quantized without a word, and never spoken of otherwise
+    assert any("indexer" in warning for warning in result.warnings) == (chosen.type_k != "f16")
 
 
 def test_the_speed_is_of_the_right_size() -> None:
@@ -162,6 +162,47 @@ def test_what_the_user_chose_stays(machine: Machine, kv: Any, n_ubatch: int, lay
         assert chosen.gpu_layers == (layers if machine.devices else 0)
 
 
+def test_types_are_not_mixed_where_a_device_cannot() -> None:
+    """Metal leaves attention over two types to the CPU, and CUDA converts both for each token."""
+    wanted = Wanted(131_072, 130_000)
+    two = m3_planner("IQ1_S", described_machine("gpu2x24-ram128"))
+    assert ("f16", "q8_0") in two._kv_types(wanted)
+    mac = m3_planner("IQ1_S", described_machine("mac128"))
+    assert mac._kv_types(wanted) == [("f16", "f16"), ("q8_0", "q8_0"), ("q4_0", "q4_0")]
+    assert mac._kv_types(replace(wanted, type_k="f16", type_v="q4_0")) == [("f16", "q4_0")]
+    dense = Planner(replace(m3_shape(), indexer=None), two.weights, two.machine, two.buffers)
+    assert dense._kv_types(wanted) == mac._kv_types(wanted)
+
+
+def test_keys_stay_exact_where_that_is_enough() -> None:
+    """The values are quantized first: what a query attends is decided by the keys."""
+    plan = m3_planner("IQ1_S", described_machine("gpu2x24-ram128")).plan(Wanted(262_144, 262_000))
+    assert isinstance(plan, Plan)
+    assert (plan.configuration.type_k, plan.configuration.type_v) == ("f16", "q8_0")
+    assert not plan.warnings
+
+
+def test_a_quant_that_mostly_comes_from_the_disk_is_refused() -> None:
+    """Up to a fifth of the weights may be read again; then a smaller quant is named that would do."""
+    machine = described_machine("gpu24-ram64")
+    assert isinstance(m3_planner("IQ1_S", machine).plan(Wanted(32_768, 32_000)), Plan)
+    refused = m3_planner("Q4_K_M", machine).plan(Wanted(32_768, 32_000))
+    assert isinstance(refused, NoPlan)
+    assert any("read from the disk" in text for text in refused.alternatives)
+
+
+def test_weights_that_are_kept_twice_cannot_be_read_again() -> None:
+    """What llama.cpp repacks for the CPU is no mapped file any more."""
+    base = m3_planner("Q4_K_M", described_machine("cpu256"))
+    wanted = Wanted(32_768, 32_000)
+    assert isinstance(base.plan(wanted), Plan)
+
+    def buffers(configuration: Configuration) -> Buffers:
+        return replace(base.buffers(configuration), repacked=base.weights.total)
+
+    assert isinstance(Planner(base.shape, base.weights, base.machine, buffers).plan(wanted), NoPlan)
+
+
 def test_a_measured_run_scales_the_next_prediction() -> None:
     """What a run took is what the same plan predicts afterwards, within a narrower band."""
     planner = m3_planner("Q2_K_L", described_machine("cpu256"))
@@ -169,12 +210,10 @@ def test_a_measured_run_scales_the_next_prediction() -> None:
     assert isinstance(before, Plan)
     chosen = before.configuration
     measured = Measured(0.2, 0.5, 30_000, 32_768, chosen.n_ubatch, chosen.type_k, chosen.type_v)
-    planner.scale = planner.scale_of(measured)
-    after = planner.plan(Wanted(32_768, 30_000))
-    assert isinstance(after, Plan)
-    assert after.speed.prefill == pytest.approx(0.2 * 30_000)
-    assert after.speed.decode_rate == pytest.approx(2.0)
-    assert after.speed.band < before.speed.band
+    after = before.speed.scaled(*planner.scale_of(measured))
+    assert after.prefill == pytest.approx(0.2 * 30_000)
+    assert after.decode_rate == pytest.approx(2.0)
+    assert after.band < before.speed.band
 
 
 @pytest.mark.parametrize(
