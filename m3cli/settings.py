@@ -82,6 +82,11 @@ class Settings:
     html_text: bool = False
     notebook_outputs: bool = False
     max_file_size: int = 2_000_000
+    review_context: Literal["diff", "related", "repo"] = "related"
+    review_ignore: tuple[str, ...] = ()
+    min_severity: Literal["info", "warning", "error"] = "info"
+    fail_on: Literal["warning", "error", "never"] = "error"
+    max_findings: int = 0
     price_in: float = 0.0
     price_out: float = 0.0
     watts: float = 0.0
@@ -116,13 +121,26 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 2),
     "repeat_penalty": (1, 10),
     "max_file_size": (1, 2**63 - 1),
+    "max_findings": (0, 2**31 - 1),
     "price_in": (0, 1e9),
     "price_out": (0, 1e9),
     "watts": (0, 1e9),
     "price_kwh": (0, 1e9),
 }
 _PROJECT_MAY_SET = frozenset(
-    {"include", "exclude", "hidden", "html_text", "notebook_outputs", "max_file_size"}
+    {
+        "exclude",
+        "fail_on",
+        "hidden",
+        "html_text",
+        "include",
+        "max_file_size",
+        "max_findings",
+        "min_severity",
+        "notebook_outputs",
+        "review_context",
+        "review_ignore",
+    }
 )
 _CHOICES = {
     name: get_args(hint) for name, hint in get_type_hints(Settings).items() if get_origin(hint) is Literal
@@ -134,8 +152,11 @@ def load_settings(
     *,
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    project: Path | bytes | None = None,
 ) -> Settings:
     """Settings from all layers; a flag that is None was not given.
+
+    `project` is a file, or the content of one, to take in place of the project file in `cwd`.
 
     Raises UsageError, naming file and key, for a file that is no TOML, an unknown key, a value of
     the wrong type, and a project file that sets what it may not.
@@ -151,14 +172,19 @@ def load_settings(
 
     user = user_file(environ)
     layer(read_toml(user, follow=True), lambda _: str(user))
-    project = Path(PROJECT_FILE) if cwd is None else cwd / PROJECT_FILE
-    from_project = read_toml(project, follow=False)
-    for name in from_project.keys() - _PROJECT_MAY_SET:
+    if isinstance(project, bytes):
+        place, from_project = PROJECT_FILE, _parse_toml(project, PROJECT_FILE)
+    elif project is not None:
+        place, from_project = str(project), read_toml(project, follow=True)
+    else:
+        file = Path(PROJECT_FILE) if cwd is None else cwd / PROJECT_FILE
+        place, from_project = str(file), read_toml(file, follow=False)
+    for name in sorted(from_project.keys() - _PROJECT_MAY_SET):
         raise UsageError(
-            f"{project} sets '{name}', which a project file may not.",
+            f"{place} sets '{name}', which a project file may not.",
             f"A project file may set {', '.join(sorted(_PROJECT_MAY_SET))}; put the rest into {user}.",
         )
-    layer(from_project, lambda _: str(project))
+    layer(from_project, lambda _: place)
     names = {f"M3_{f.name.upper()}": f.name for f in fields(Settings) if f.name not in ("origins", "models")}
     layer(
         {name: _parsed(name, environ[variable]) for variable, name in names.items() if environ.get(variable)},
@@ -194,13 +220,19 @@ def read_toml(path: Path, *, follow: bool) -> dict[str, object]:
         status = path.stat() if follow else path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_FILE:
             raise UsageError(f"{path} is no settings file: not a small regular file.", "Remove or rename it.")
-        values: dict[str, object] = tomllib.loads(path.read_bytes()[:_LARGEST_FILE].decode("utf-8"))
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.", "Repair or remove the file.") from error
+    return _parse_toml(data, str(path))
+
+
+def _parse_toml(data: bytes, place: str) -> dict[str, object]:
+    try:
+        values: dict[str, object] = tomllib.loads(data[:_LARGEST_FILE].decode("utf-8"))
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise UsageError(f"{path} is not valid TOML: {error}.", "Repair or remove the file.") from error
+        raise UsageError(f"{place} is not valid TOML: {error}.", "Repair or remove the file.") from error
     return values
 
 

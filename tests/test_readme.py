@@ -22,6 +22,13 @@ COMMANDS = [
     if line.startswith("$ ") and not line.startswith(("$ bash scripts/", "$ export "))
 ]
 
+RECIPES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+COMMANDS += [
+    line.strip()
+    for recipe in RECIPES
+    for line in re.findall(r"(?:run:|entry:|^ *-) (m3 .*)", recipe, re.MULTILINE)
+]
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_m3: Path) -> Path:
@@ -51,6 +58,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_m3: Path) -> Path:
         ["commit", "-qm", "1"],
         ["add", "docs"],
         ["commit", "-qm", "2"],
+        ["add", "repo"],
     ):
         subprocess.run(
             ["git", *identity, *arguments], cwd=place, check=True, env={**os.environ, "HOME": str(place)}
@@ -69,6 +77,7 @@ def test_a_command_of_the_readme_works(command: str, workplace: Path) -> None:
         "M3_CACHE_DIR": str(workplace / "home" / "cache"),
         "M3_CTX": "640",
         "M3_MAX_TOKENS": "8",
+        "GITHUB_STEP_SUMMARY": str(workplace / "summary.md"),
     }
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
@@ -87,6 +96,8 @@ def test_a_command_of_the_readme_works(command: str, workplace: Path) -> None:
 def test_the_readme_has_commands() -> None:
     """The pattern above still finds the commands."""
     assert len(COMMANDS) >= 10
+    assert len(RECIPES) >= 3
+    assert all(any(command in recipe for command in COMMANDS) for recipe in RECIPES)
 
 
 def test_links_lead_somewhere() -> None:

@@ -17,6 +17,7 @@ from m3cli.cli.model import model
 from m3cli.cli.pack import pack
 from m3cli.cli.plan import plan
 from m3cli.cli.quantize import quantize
+from m3cli.cli.review import review
 from m3cli.cli.warm import warm
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(chat)
 app.command()(warm)
+app.command()(review)
 app.command()(pack)
 app.command()(plan)
 app.add_typer(model)

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 _ALL = 2**31 - 1  # layers
 
 
-def settings(options: Mapping[str, object]) -> Settings:
+def settings(options: Mapping[str, object], project: Path | bytes | None = None) -> Settings:
     """The settings, with those among a command's `options` that were given; the rest is passed over.
 
-    Options have the names of settings. Raises UsageError.
+    Options have the names of settings; `project` stands in for the project file. Raises UsageError.
     """
     from m3cli.settings import Settings, load_settings
 
@@ -44,7 +44,7 @@ def settings(options: Mapping[str, object]) -> Settings:
     every = flags.get("checkpoint_every")
     if isinstance(every, str):
         flags["checkpoint_every"] = seconds(every, "--checkpoint-every")
-    return load_settings(flags)
+    return load_settings(flags, project=project)
 
 
 def stdout_console() -> Console:
@@ -59,6 +59,19 @@ def read_stdin() -> bytes:
     if sys.stdin is None:
         raise UsageError("Standard input is closed.", "Pipe or redirect something into m3.")
     return sys.stdin.buffer.read()
+
+
+def read_input(name: str, option: str) -> bytes:
+    """The content of a file, or of standard input for `-`. Raises UsageError."""
+    if name == "-":
+        return read_stdin()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"The file {name} of {option} cannot be read: {error.strerror}.",
+            "Name a readable file, or - for standard input.",
+        ) from error
 
 
 def corpus_request(
@@ -90,14 +103,7 @@ def corpus_request(
                 "Standard input cannot be both the list of paths and a document.",
                 "Put the list into a file and name that with --files-from.",
             )
-        try:
-            data = read_stdin() if files_from == "-" else Path(files_from).read_bytes()
-        except OSError as error:
-            raise UsageError(
-                f"The path list {files_from} cannot be read: {error.strerror}.",
-                "Name a readable file, or - for stdin.",
-            ) from error
-        listed = read_path_list(data, nul=null)
+        listed = read_path_list(read_input(files_from, "--files-from"), nul=null)
     if not paths and not listed:
         raise UsageError("There is nothing to read.", "Name a directory, a file, or - for standard input.")
     given_limit = settings.max_file_size if settings.origins.get("max_file_size") else None

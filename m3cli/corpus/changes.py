@@ -79,8 +79,8 @@ def diff(top: bytes, base: str = "HEAD", paths: Sequence[bytes] = (), *, head: s
         if head is not None:
             after = commit_id(top, head)
             with borrowing(top, commit) as git:
-                return _patch(git, commit, after, literal_paths(paths))
-        before = {path: entry for path, entry in _tree(top, commit).items() if is_in(path, paths)}
+                return patch_between(git, commit, after, literal_paths(paths))
+        before = {path: entry for path, entry in tree_entries(top, commit).items() if is_in(path, paths)}
         gone, changes = _changes(top, before, paths)
         batches = _batches(top, before, changes)
         batch = next(batches, [])
@@ -93,10 +93,11 @@ def diff(top: bytes, base: str = "HEAD", paths: Sequence[bytes] = (), *, head: s
                 parent, gone = f"{_REF}^0", []
                 if not (batch := next(batches, [])):
                     break
-            return _patch(git, commit, _REF, ())
+            return patch_between(git, commit, _REF, ())
 
 
-def _patch(git: Callable[..., bytes], before: str, after: str, paths: Sequence[bytes]) -> bytes:
+def patch_between(git: Callable[..., bytes], before: str, after: str, paths: Sequence[bytes]) -> bytes:
+    """The unified diff of two commits, by the git of `borrowing`. Raises GitError."""
     places = tuple(map(os.fsdecode, paths))
     raw = git("--literal-pathspecs", "diff-tree", "-r", "-z", "--name-only", before, after, "--", *places)
     # Quoting is for bytes that are not UTF-8; other names are easier to read without it.
@@ -109,7 +110,8 @@ def _patch(git: Callable[..., bytes], before: str, after: str, paths: Sequence[b
     )
 
 
-def _tree(top: bytes, commit: str) -> dict[bytes, _Entry]:
+def tree_entries(top: bytes, commit: str) -> dict[bytes, _Entry]:
+    """The files of a commit, links and submodules among them, by path. Raises GitError."""
     files = {}
     for line in run_git(top, "ls-tree", "-r", "-z", "--long", "--full-tree", commit).split(b"\0"):
         facts, _, path = line.partition(b"\t")

@@ -125,9 +125,9 @@ def read_document(
     files and generated or minified files do not touch what the user named.
     Raises CorpusError when such a source cannot be read.
     """
-    if not source.explicit and source.path.rpartition("/")[2].lower() in _LOCK_FILES:
+    if not source.explicit and is_lock_file(source.path):
         return Skip(source.path, SkipReason.LOCK_FILE)
-    if not source.explicit and (kind := _generated_by_name(source.path)):
+    if not source.explicit and (kind := generated_by_name(source.path)):
         return Skip(source.path, SkipReason.GENERATED, kind)
     limit = limits.explicit_max_bytes if source.explicit else limits.max_bytes
     data = _read(source, limit, options)
@@ -140,7 +140,7 @@ def read_document(
         return Skip(source.path, first, second)
     if not first.strip():
         return Skip(source.path, SkipReason.EMPTY)
-    if not source.explicit and (kind := _generated_by_text(source.path, first)):
+    if not source.explicit and (kind := generated_by_text(source.path, first)):
         return Skip(source.path, SkipReason.GENERATED, kind)
     return Document(source.path, notebook_text(source.path, first, options), second)
 
@@ -210,14 +210,20 @@ def _too_large(source: Source, size: int, limit: int) -> Skip:
     return Skip(source.path, SkipReason.TOO_LARGE, f"{size:,} bytes, the limit is {limit:,}")
 
 
-def _generated_by_name(path: str) -> str:
+def is_lock_file(path: str) -> bool:
+    """Whether a package manager writes the file, by its name."""
+    return path.rpartition("/")[2].lower() in _LOCK_FILES
+
+
+def generated_by_name(path: str) -> str:
+    """Tell what in its name shows that a program wrote the file; empty if nothing does."""
     name = path.rpartition("/")[2]
     if _MINIFIED_NAME.fullmatch(name):
         return "minified, by its name"
     return "source map" if _SOURCE_MAP_NAME.fullmatch(name) else ""
 
 
-def _generated_by_text(path: str, text: str) -> str:
+def generated_by_text(path: str, text: str) -> str:
     """Tell what shows that a program wrote this text; empty if nothing does."""
     suffix = suffix_of(path)
     if suffix == ".map" and '"mappings"' in text and _SOURCE_MAP_TEXT.match(text):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3cli.corpus.chunks import refine
-from m3cli.corpus.corpus import read_corpus
+from m3cli.corpus.corpus import Corpus, read_corpus
 from m3cli.engine.events import CacheConfig
 from m3cli.memo import Memo
 from m3cli.model.digest import model_digest
@@ -28,7 +28,7 @@ from m3cli.tasks.stepping import SteppingEngine
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from m3cli.corpus.corpus import Corpus, CorpusRequest
+    from m3cli.corpus.corpus import CorpusRequest
     from m3cli.corpus.types import Chunk
     from m3cli.engine.events import EngineConfig
     from m3cli.model.catalog import ModelRef
@@ -63,10 +63,10 @@ class ContextRequest:
 
     What `run` leaves open is chosen by what fits this machine; `state_dir` keeps what is measured of that,
     and without it nothing is chosen. `think` None is off as well, without a word about models that have no
-    switch for it. Without `caching` nothing is kept for another run.
+    switch for it. Without `caching` nothing is kept for another run, without a `corpus` nothing is read.
     """
 
-    corpus: CorpusRequest
+    corpus: CorpusRequest | None
     model: ModelRef
     strategy: Strategy = "auto"
     think: ThinkMode | None = None
@@ -119,7 +119,7 @@ class Context:
         self.model = open_model(request.model, memo)
         try:
             self._window = plan_window(self.model.shape.context_length, request.ctx, request.max_tokens)
-            self.corpus = read_corpus(request.corpus, stdin)
+            self.corpus = read_corpus(request.corpus, stdin) if request.corpus else Corpus((), (), (), ())
             variables = think_variables(self.model.template, request.think or "off")
         except BaseException:
             self.model.close()
@@ -183,6 +183,19 @@ class Context:
             tail=last.text if isinstance(last, TemplateText) else "",
         )
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that an answer may take."""
+        return self._window.answer
+
+    def room(self, fixed: int) -> int:
+        """Tokens that the window leaves beside `fixed` ones and an answer. Raises DoesNotFitError."""
+        return self._window.room(fixed)
+
+    def n_ctx(self, prompt_tokens: int) -> int:
+        """The smallest context, in tokens, that holds such a prompt and an answer."""
+        return self._window.n_ctx(prompt_tokens)
+
     def room_for(self, packed: Packed, answers: int) -> int:
         """A context, in tokens, for `packed` and some `answers` more, as far as the window allows."""
         return self._window.n_ctx(packed.prompt_tokens + answers * packed.max_tokens)
@@ -224,6 +237,7 @@ class Context:
     @property
     def label(self) -> str:
         """What people know this corpus by: the paths that were named."""
-        paths = [*self.request.corpus.paths, *self.request.corpus.listed]
+        corpus = self.request.corpus
+        paths = [*corpus.paths, *corpus.listed] if corpus is not None else []
         named = ["standard input" if path == "-" else str(Path(path).absolute()) for path in paths[:3]]
         return ", ".join(named) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -1,0 +1,421 @@
+"""`m3 review`: what is wrong with a change, each finding at a line that exists and was changed.
+
+The stages in order: divide the change into groups of files that fit the context, have the model
+claim what is wrong with each, locate every claim in the new version, and have the model try to refute it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from m3cli.corpus.chunks import refine
+from m3cli.corpus.history import read_blobs, read_tree
+from m3cli.corpus.search import rank
+from m3cli.corpus.types import Chunk
+from m3cli.engine.events import Event, Finished, Notice, Prefilled, Request, Restored, Sampling, Token
+from m3cli.errors import DoesNotFitError, UsageError
+from m3cli.prompt.pack import pack_chunks
+from m3cli.settings import PROJECT_FILE
+from m3cli.tasks.context import Context
+from m3cli.tasks.findings import Review, Unreviewed
+from m3cli.tasks.review_check import Sieve, Wanted
+from m3cli.tasks.review_prompt import (
+    CHECK_SCHEMA,
+    check_task,
+    claims_schema,
+    is_refuted,
+    read_claims,
+    review_task,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from m3cli.corpus.patch import FileChange
+    from m3cli.corpus.reviewed import Changes
+    from m3cli.engine.events import Engine
+    from m3cli.tasks.context import ContextRequest, Prompt
+    from m3cli.tasks.findings import Finding
+    from m3cli.tasks.review_prompt import Claim
+    from m3cli.tasks.stepping import OpenEngine
+
+Mode = Literal["diff", "related", "repo"]
+
+# Tokens: of the diffs of one group, however large the context is, since attention thins out; of the parts
+# of files around the changes, and of what is related to them; of an answer that judges one claim.
+_GROUP = 6000
+_AROUND = 4000
+_RELATED = 3000
+_JUDGEMENT = 300
+_LEAST = 500  # of a diff, for which there has to be room beside a repository
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewRequest:
+    """Everything that a review depends on.
+
+    `context` says how the model runs, and what is read beside the change: the tree for `related`, the base
+    for `repo`. With `check`, each finding has to survive a second look. `time_limit` is in seconds,
+    `token_limit` counts what is computed, of prompts and answers; None is no limit.
+    """
+
+    changes: Changes
+    context: ContextRequest
+    mode: Mode = "related"
+    check: bool = True
+    wanted: Wanted = field(default_factory=Wanted)
+    time_limit: float | None = None
+    token_limit: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewing:
+    """Group `number` of `total` begins: `paths`, in a prompt of `tokens`."""
+
+    paths: tuple[str, ...]
+    number: int
+    total: int
+    tokens: int
+
+
+ReviewEvent = Event | Reviewing | Review
+
+
+def project_file(changes: Changes) -> bytes:
+    """The project settings of the commit that was changed; empty if there are none.
+
+    What the change makes of them does not count: whoever wrote it may be a stranger.
+    """
+    if changes.top is None or not changes.base:
+        return b""
+    file = read_tree(changes.top, changes.base).get(PROJECT_FILE.encode())
+    return read_blobs(changes.top, [file.id])[0] if file is not None and file.kind == "file" else b""
+
+
+class _LimitError(Exception):
+    """A cap was reached; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Files that are reviewed in one prompt: their changes, the diff as it is shown, and what is around."""
+
+    changes: tuple[FileChange, ...]
+    diff: str
+    parts: tuple[str, ...]
+    prompt: Prompt
+
+
+def review(
+    request: ReviewRequest, *, open_engine: OpenEngine, stdin: Callable[[], bytes]
+) -> Iterator[ReviewEvent]:
+    """Stream the stages of a review; the last event is the Review.
+
+    Raises what reading the corpus raises, ModelError, DoesNotFitError, EngineCrashError.
+    A cap ends it early: then the Review is not complete, and says what was not reviewed.
+    """
+    run, changes = _Run(request), request.changes
+    run.tell(changes.notes)
+    yield from map(Notice, changes.notes)
+    run.unreviewed += [
+        Unreviewed(change.path, change.reason or "nothing to show")
+        for change in changes.files
+        if change.reason or not change.hunks
+    ]
+    reviewed = [change for change in changes.files if not change.reason and change.hunks]
+    model = ""
+    if reviewed:
+        with Context(_with_corpus(request, changes), stdin) as context:
+            model = context.model.ref.name
+            run.tell(context.notes)
+            yield from map(Notice, context.notes)
+            groups = _groups(request, context, reviewed, run)
+            n_ctx = max((context.n_ctx(len(group.prompt.tokens)) for group in groups), default=0)
+            if groups:
+                config, told = context.engine_config(n_ctx)
+                run.tell(told)
+                yield from map(Notice, told)
+                with context.open(open_engine, config) as engine:
+                    yield from _review(run, context, groups, engine)
+    findings = run.sieve.findings()
+    yield Review(
+        findings=findings,
+        files=tuple(change.path for change in changes.files),
+        unreviewed=tuple(run.unreviewed),
+        dropped=dict(sorted(run.sieve.dropped.items())),
+        base=changes.base,
+        head=changes.head,
+        model=model,
+        context=request.mode,
+        complete=run.complete,
+        prompt_tokens=run.prompt_tokens,
+        restored_tokens=run.restored_tokens,
+        generated_tokens=run.generated_tokens,
+        seconds=time.monotonic() - run.started,
+        warnings=tuple(run.warnings),
+    )
+
+
+class _Run:
+    """What one review has come to so far, and what it may still cost."""
+
+    def __init__(self, request: ReviewRequest) -> None:
+        self.request = request
+        self.sieve = Sieve(request.wanted)
+        self.started = time.monotonic()
+        self.unreviewed: list[Unreviewed] = []
+        self.warnings: list[str] = []
+        self.complete = True
+        self.prompt_tokens = self.restored_tokens = self.generated_tokens = 0
+
+    def tell(self, sentences: Sequence[str]) -> None:
+        self.warnings += sentences
+
+    def check_limits(self, pending: int) -> None:
+        """Raise _LimitError if a cap is reached, with `pending` tokens on top of what is accounted for."""
+        limits = self.request
+        computed = self.prompt_tokens - self.restored_tokens + self.generated_tokens + pending
+        if limits.time_limit is not None and time.monotonic() - self.started > limits.time_limit:
+            raise _LimitError(f"the limit of {limits.time_limit:,.0f} s was reached")
+        if limits.token_limit is not None and computed > limits.token_limit:
+            raise _LimitError(f"the limit of {limits.token_limit:,} tokens was reached")
+
+
+def _review(
+    run: _Run, context: Context, groups: Sequence[_Group], engine: Engine
+) -> Generator[ReviewEvent, None, None]:
+    for number, group in enumerate(groups, 1):
+        paths = tuple(change.path for change in group.changes)
+        yield Reviewing(paths, number, len(groups), len(group.prompt.tokens))
+        try:
+            yield from _review_group(run, context, group, engine)
+        except _LimitError as limit:
+            run.complete = False
+            for rest in groups[number - 1 :]:
+                run.unreviewed += [Unreviewed(change.path, str(limit)) for change in rest.changes]
+            return
+
+
+def _review_group(
+    run: _Run, context: Context, group: _Group, engine: Engine
+) -> Generator[ReviewEvent, None, None]:
+    by_path = {change.path: change for change in group.changes}
+    lines = {path: change.head_lines() for path, change in by_path.items()}
+    # 1. what the model claims
+    answer, reason = yield from _answer(
+        run, context, group.prompt, engine, context.max_tokens, claims_schema(list(by_path))
+    )
+    if reason == "length":
+        sentence = f"The list of findings for {', '.join(by_path)} was cut off; --max-tokens allows more."
+        run.tell([sentence])
+        yield Notice(sentence)
+    found: list[tuple[Claim, Finding]] = []
+    for claim in read_claims(answer):
+        change = by_path[claim.path]
+        finding = run.sieve.take(claim, change, lines[claim.path])
+        if finding is not None:
+            if not run.request.check:
+                run.sieve.keep(finding)
+            found.append((claim, finding))
+    # 2. what of that holds
+    for claim, finding in found if run.request.check else ():
+        prompt = context.prompt(group.parts, check_task(group.diff, claim))
+        if len(prompt.tokens) + _JUDGEMENT > context.n_ctx(len(group.prompt.tokens)):
+            run.sieve.keep(finding)  # no room for a second look: who reads it decides
+            continue
+        answer, _ = yield from _answer(run, context, prompt, engine, _JUDGEMENT, CHECK_SCHEMA)
+        if is_refuted(answer):
+            run.sieve.dropped["refuted"] += 1
+        else:
+            run.sieve.keep(finding)
+
+
+def _answer(
+    run: _Run, context: Context, prompt: Prompt, engine: Engine, max_tokens: int, schema: object
+) -> Generator[Event, None, tuple[str, str]]:
+    """The text of one answer and how it ended. Raises _LimitError."""
+    run.check_limits(0)
+    text: list[str] = []
+    # Only a whole repository is worth saving: what is around a change begins no other prompt.
+    prefix = prompt.prefix if run.request.mode == "repo" else 0
+    asked = Request(
+        prompt.tokens, max_tokens, run.request.sampling, prefix, context.label, schema=json.dumps(schema)
+    )
+    restored = prefilled = 0
+    events = engine.generate(asked)
+    for event in events:
+        if isinstance(event, Restored):
+            restored = event.tokens
+        elif isinstance(event, Prefilled):
+            prefilled = event.done - restored
+        elif isinstance(event, Token):
+            text.append(event.text)
+        elif isinstance(event, Finished):
+            run.prompt_tokens += event.prompt_tokens
+            run.restored_tokens += event.restored_tokens
+            run.generated_tokens += event.generated_tokens
+            yield event
+            return "".join(text), event.reason
+        yield event
+        try:
+            run.check_limits(max(prefilled, 0) + len(text))
+        except _LimitError:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+            raise
+    raise KeyboardInterrupt  # the engine was asked to stop
+
+
+def _with_corpus(request: ReviewRequest, changes: Changes) -> ContextRequest:
+    """What is read beside the change: for `repo` its base, for `related` the tree that it is in."""
+    corpus = request.context.corpus
+    if request.mode == "repo" and not changes.base:
+        raise UsageError(
+            "The context 'repo' is that of the base commit, and this change has none.",
+            "Use --context related, or name a --base.",
+        )
+    if request.mode == "diff" or corpus is None:
+        return replace(request.context, corpus=None)
+    ref = changes.base if request.mode == "repo" else changes.head or None
+    return replace(request.context, corpus=replace(corpus, ref=ref))
+
+
+def _groups(
+    request: ReviewRequest, context: Context, changes: Sequence[FileChange], run: _Run
+) -> list[_Group]:
+    """The changes in as few prompts as hold them; a change that is too large goes in parts, by hunks."""
+    count = context.model.tokenizer.count_batch
+    room = context.room(len(context.prompt((), review_task("")).tokens))
+    whole: tuple[str, ...] | None = None
+    if request.mode == "repo":
+        pack = pack_chunks(context.corpus.chunks, count, strategy="whole")
+        if (needed := pack.tokens + _LEAST) > room:
+            raise DoesNotFitError(
+                f"With the whole repository the review takes {needed:,} tokens, and there is room for "
+                f"{room:,}.",
+                "Use --context related, or a larger --ctx.",
+            )
+        whole, room = pack.parts, room - pack.tokens
+    beside = 0 if whole is not None else min(_AROUND + _RELATED, room // 2)
+    limit = min(_GROUP, room - beside)
+    pieces: list[tuple[FileChange, int]] = []
+    for change in changes:
+        for piece in _pieces(change, limit, count):
+            size = count([piece.diff])[0]
+            if size <= limit:
+                pieces.append((piece, size))
+                continue
+            first = piece.hunks[0].start
+            run.unreviewed.append(
+                Unreviewed(
+                    change.path,
+                    f"the hunk at line {first} takes {size:,} tokens, and there is room for {limit:,}",
+                )
+            )
+    groups: list[list[FileChange]] = []
+    used = limit + 1
+    for piece, size in pieces:
+        # A path stands once in a group: findings are told apart by it.
+        if used + size > limit or piece.path in {other.path for other in groups[-1]}:
+            groups.append([])
+            used = 0
+        groups[-1].append(piece)
+        used += size
+    related = _Related(context) if request.mode == "related" else None
+    return [_group(context, group, whole, related, beside) for group in groups]
+
+
+def _pieces(
+    change: FileChange, limit: int, count: Callable[[Sequence[str]], list[int]]
+) -> Iterator[FileChange]:
+    """`change` in parts that take at most `limit` tokens each, as far as single hunks allow."""
+    hunks = list(change.hunks)
+    while hunks:
+        taken = len(hunks)
+        while taken > 1 and count([replace(change, hunks=tuple(hunks[:taken])).diff])[0] > limit:
+            taken = (taken + 1) // 2
+        yield replace(change, hunks=tuple(hunks[:taken]))
+        del hunks[:taken]
+
+
+def _group(
+    context: Context,
+    changes: Sequence[FileChange],
+    whole: tuple[str, ...] | None,
+    related: _Related | None,
+    beside: int,
+) -> _Group:
+    diff = "\n".join(change.diff.rstrip("\n") for change in changes) + "\n"
+    parts = whole
+    if parts is None:
+        around = _around(changes)
+        chunks = [*(related.to(changes, around) if related else []), *around]
+        parts = _within(context, chunks, beside)
+    return _Group(tuple(changes), diff, parts, context.prompt(parts, review_task(diff)))
+
+
+def _around(changes: Sequence[FileChange]) -> list[Chunk]:
+    """The new version of what encloses the changes."""
+    chunks = []
+    for change in changes:
+        lines = change.head_lines()
+        for first, last in change.enclosing():
+            text = "".join(f"{lines[number]}\n" for number in range(first, last + 1) if number in lines)
+            if text:
+                chunks.append(Chunk(change.path, first, last, text))
+    return chunks
+
+
+def _within(context: Context, chunks: Sequence[Chunk], budget: int) -> tuple[str, ...]:
+    """As many of `chunks`, from the last to the first, as `budget` tokens hold, packed in order."""
+    count = context.model.tokenizer.count_batch
+    taken: list[Chunk] = []
+    used = 0
+    for chunk in reversed(chunks):
+        pack = pack_chunks([chunk], count, strategy="whole")
+        if used + pack.tokens <= budget:
+            taken.insert(0, chunk)
+            used += pack.tokens
+    return pack_chunks(taken, count, strategy="whole").parts if taken else ()
+
+
+class _Related:
+    """The chunks of the tree that have to do with what was changed: definitions, callers, tests."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._chunks: list[Chunk] | None = None
+
+    def to(self, changes: Sequence[FileChange], around: Sequence[Chunk]) -> list[Chunk]:
+        """The best of them, in the order of the tree."""
+        symbols = list(dict.fromkeys(symbol for change in changes for symbol in change.changed_symbols()))
+        if not symbols:
+            return []
+        if self._chunks is None:
+            self._chunks = list(refine(self._context.corpus.chunks))
+        names = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, symbols)) + r")(?!\w)")
+        shown = {(chunk.path, number) for chunk in around for number in (chunk.start_line, chunk.end_line)}
+        candidates = [
+            chunk
+            for chunk in self._chunks
+            if names.search(chunk.text)
+            and not any(
+                path == chunk.path and chunk.start_line <= number <= chunk.end_line for path, number in shown
+            )
+        ]
+        best = [candidates[index] for index in rank(candidates, " ".join(symbols))]
+        count = self._context.model.tokenizer.count_batch
+        taken: set[int] = set()
+        used = 0
+        for chunk in best[:50]:
+            size = count([chunk.text])[0]
+            if used + size <= _RELATED:
+                taken.add(id(chunk))
+                used += size
+        return [chunk for chunk in candidates if id(chunk) in taken]
