@@ -46,7 +46,9 @@ _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.G
 
 _SHOWN = {*THINK_TAGS, *THINK_TAGS.values()}
 
-_OUT_OF_MEMORY = re.compile(r"allocat|bad_alloc|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"allocat|bad_alloc|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE
+)
 
 _LOG_WARNING, _LOG_ERROR, _LOG_CONTINUED = 3, 4, 5  # enum ggml_log_level of ggml.h
 
