@@ -246,9 +246,10 @@ def review(
             if isinstance(event, Review):
                 found = event
             elif isinstance(event, Reviewing):
+                more = f" and {len(event.paths) - 3} more" if len(event.paths) > 3 else ""
                 console.note(
-                    f"reviewing {', '.join(event.paths)} ({event.number} of {event.total}, {event.tokens:,} "
-                    "tokens)"
+                    f"reviewing {', '.join(event.paths[:3])}{more} ({event.number} of {event.total}, "
+                    f"{event.tokens:,} tokens)"
                 )
             else:
                 console.show(event)

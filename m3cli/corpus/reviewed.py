@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from m3cli.corpus.attributes import kinds_of
 from m3cli.corpus.borrowed import borrowing, commit_id, literal_paths, quoted, translated
-from m3cli.corpus.changes import patch_between, tree_entries, diff
+from m3cli.corpus.changes import diff, patch_between, tree_entries
 from m3cli.corpus.documents import DocumentLimits, generated_by_name, generated_by_text, is_lock_file
 from m3cli.corpus.history import read_blobs, read_tree
 from m3cli.corpus.names import printable, shown

@@ -30,6 +30,7 @@ _ESCAPED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 INCOMPLETE = "The review is not complete: a cap on time or tokens ended it."
 _REASONS = {
     "unverified": "not verified",
+    "unchecked": "not checked in time",
     "refuted": "refuted by the second look",
     "duplicate": "found twice",
     "severity": "below the wanted severity",

@@ -7,29 +7,40 @@ claim what is wrong with each, locate every claim in the new version, and have t
 from __future__ import annotations
 
 import json
-import re
+import os
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from m3cli.corpus.chunks import refine
+from pathspec import GitIgnoreSpec
+
 from m3cli.corpus.history import read_blobs, read_tree
-from m3cli.corpus.search import rank
-from m3cli.corpus.types import Chunk
-from m3cli.engine.events import Event, Finished, Notice, Prefilled, Request, Restored, Sampling, Token
-from m3cli.errors import DoesNotFitError, UsageError
-from m3cli.prompt.pack import pack_chunks
+from m3cli.corpus.walk import WalkOptions
+from m3cli.engine.events import (
+    Event,
+    Finished,
+    Loaded,
+    Notice,
+    NotSaved,
+    Prefilled,
+    Request,
+    Restored,
+    Sampling,
+    Token,
+)
+from m3cli.errors import UsageError
 from m3cli.settings import PROJECT_FILE
+from m3cli.tasks.ask import DENSE
 from m3cli.tasks.context import Context
 from m3cli.tasks.findings import Review, Unreviewed
 from m3cli.tasks.review_check import Sieve, Wanted
+from m3cli.tasks.review_groups import groups_of
 from m3cli.tasks.review_prompt import (
     CHECK_SCHEMA,
     check_task,
     claims_schema,
     is_refuted,
     read_claims,
-    review_task,
 )
 
 if TYPE_CHECKING:
@@ -40,18 +51,11 @@ if TYPE_CHECKING:
     from m3cli.engine.events import Engine
     from m3cli.tasks.context import ContextRequest, Prompt
     from m3cli.tasks.findings import Finding
+    from m3cli.tasks.review_groups import Group, Mode
     from m3cli.tasks.review_prompt import Claim
     from m3cli.tasks.stepping import OpenEngine
 
-Mode = Literal["diff", "related", "repo"]
-
-# Tokens: of the diffs of one group, however large the context is, since attention thins out; of the parts
-# of files around the changes, and of what is related to them; of an answer that judges one claim.
-_GROUP = 6000
-_AROUND = 4000
-_RELATED = 3000
-_JUDGEMENT = 300
-_LEAST = 500  # of a diff, for which there has to be room beside a repository
+_JUDGEMENT = 300  # tokens of an answer that judges one claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +105,6 @@ class _LimitError(Exception):
     """A cap was reached; the text says which."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Files that are reviewed in one prompt: their changes, the diff as it is shown, and what is around."""
-
-    changes: tuple[FileChange, ...]
-    diff: str
-    parts: tuple[str, ...]
-    prompt: Prompt
-
-
 def review(
     request: ReviewRequest, *, open_engine: OpenEngine, stdin: Callable[[], bytes]
 ) -> Iterator[ReviewEvent]:
@@ -122,19 +116,17 @@ def review(
     run, changes = _Run(request), request.changes
     run.tell(changes.notes)
     yield from map(Notice, changes.notes)
-    run.unreviewed += [
-        Unreviewed(change.path, change.reason or "nothing to show")
-        for change in changes.files
-        if change.reason or not change.hunks
-    ]
-    reviewed = [change for change in changes.files if not change.reason and change.hunks]
+    left_out = {change.path: _left_out(change, request.context) for change in changes.files}
+    run.unreviewed += [Unreviewed(path, reason) for path, reason in left_out.items() if reason]
+    reviewed = [change for change in changes.files if not left_out[change.path]]
     model = ""
     if reviewed:
         with Context(_with_corpus(request, changes), stdin) as context:
             model = context.model.ref.name
             run.tell(context.notes)
             yield from map(Notice, context.notes)
-            groups = _groups(request, context, reviewed, run)
+            groups, too_large = groups_of(request.mode, context, reviewed)
+            run.unreviewed += too_large
             n_ctx = max((context.n_ctx(len(group.prompt.tokens)) for group in groups), default=0)
             if groups:
                 config, told = context.engine_config(n_ctx)
@@ -159,6 +151,15 @@ def review(
         seconds=time.monotonic() - run.started,
         warnings=tuple(run.warnings),
     )
+
+
+def _left_out(change: FileChange, context: ContextRequest) -> str:
+    """Why a changed file is not reviewed; empty if it is."""
+    walk = context.corpus.walk if context.corpus is not None else WalkOptions()
+    for globs, is_in, reason in ((walk.exclude, True, "excluded"), (walk.include, False, "not included")):
+        if globs and GitIgnoreSpec.from_lines(globs).match_file(change.path) == is_in:
+            return reason
+    return change.reason or ("" if change.hunks else "nothing to show")
 
 
 class _Run:
@@ -187,7 +188,7 @@ class _Run:
 
 
 def _review(
-    run: _Run, context: Context, groups: Sequence[_Group], engine: Engine
+    run: _Run, context: Context, groups: Sequence[Group], engine: Engine
 ) -> Generator[ReviewEvent, None, None]:
     for number, group in enumerate(groups, 1):
         paths = tuple(change.path for change in group.changes)
@@ -202,7 +203,7 @@ def _review(
 
 
 def _review_group(
-    run: _Run, context: Context, group: _Group, engine: Engine
+    run: _Run, context: Context, group: Group, engine: Engine
 ) -> Generator[ReviewEvent, None, None]:
     by_path = {change.path: change for change in group.changes}
     lines = {path: change.head_lines() for path, change in by_path.items()}
@@ -223,12 +224,16 @@ def _review_group(
                 run.sieve.keep(finding)
             found.append((claim, finding))
     # 2. what of that holds
-    for claim, finding in found if run.request.check else ():
+    for number, (claim, finding) in enumerate(found if run.request.check else ()):
         prompt = context.prompt(group.parts, check_task(group.diff, claim))
         if len(prompt.tokens) + _JUDGEMENT > context.n_ctx(len(group.prompt.tokens)):
             run.sieve.keep(finding)  # no room for a second look: who reads it decides
             continue
-        answer, _ = yield from _answer(run, context, prompt, engine, _JUDGEMENT, CHECK_SCHEMA)
+        try:
+            answer, _ = yield from _answer(run, context, prompt, engine, _JUDGEMENT, CHECK_SCHEMA)
+        except _LimitError:
+            run.sieve.dropped["unchecked"] += len(found) - number
+            raise
         if is_refuted(answer):
             run.sieve.dropped["refuted"] += 1
         else:
@@ -255,6 +260,11 @@ def _answer(
             prefilled = event.done - restored
         elif isinstance(event, Token):
             text.append(event.text)
+        elif isinstance(event, (Notice, NotSaved)):
+            run.tell([event.text])
+        elif isinstance(event, Loaded) and event.attention == "dense":
+            run.tell([DENSE])
+            yield Notice(DENSE)
         elif isinstance(event, Finished):
             run.prompt_tokens += event.prompt_tokens
             run.restored_tokens += event.restored_tokens
@@ -282,140 +292,7 @@ def _with_corpus(request: ReviewRequest, changes: Changes) -> ContextRequest:
         )
     if request.mode == "diff" or corpus is None:
         return replace(request.context, corpus=None)
-    ref = changes.base if request.mode == "repo" else changes.head or None
-    return replace(request.context, corpus=replace(corpus, ref=ref))
-
-
-def _groups(
-    request: ReviewRequest, context: Context, changes: Sequence[FileChange], run: _Run
-) -> list[_Group]:
-    """The changes in as few prompts as hold them; a change that is too large goes in parts, by hunks."""
-    count = context.model.tokenizer.count_batch
-    room = context.room(len(context.prompt((), review_task("")).tokens))
-    whole: tuple[str, ...] | None = None
     if request.mode == "repo":
-        pack = pack_chunks(context.corpus.chunks, count, strategy="whole")
-        if (needed := pack.tokens + _LEAST) > room:
-            raise DoesNotFitError(
-                f"With the whole repository the review takes {needed:,} tokens, and there is room for "
-                f"{room:,}.",
-                "Use --context related, or a larger --ctx.",
-            )
-        whole, room = pack.parts, room - pack.tokens
-    beside = 0 if whole is not None else min(_AROUND + _RELATED, room // 2)
-    limit = min(_GROUP, room - beside)
-    pieces: list[tuple[FileChange, int]] = []
-    for change in changes:
-        for piece in _pieces(change, limit, count):
-            size = count([piece.diff])[0]
-            if size <= limit:
-                pieces.append((piece, size))
-                continue
-            first = piece.hunks[0].start
-            run.unreviewed.append(
-                Unreviewed(
-                    change.path,
-                    f"the hunk at line {first} takes {size:,} tokens, and there is room for {limit:,}",
-                )
-            )
-    groups: list[list[FileChange]] = []
-    used = limit + 1
-    for piece, size in pieces:
-        # A path stands once in a group: findings are told apart by it.
-        if used + size > limit or piece.path in {other.path for other in groups[-1]}:
-            groups.append([])
-            used = 0
-        groups[-1].append(piece)
-        used += size
-    related = _Related(context) if request.mode == "related" else None
-    return [_group(context, group, whole, related, beside) for group in groups]
-
-
-def _pieces(
-    change: FileChange, limit: int, count: Callable[[Sequence[str]], list[int]]
-) -> Iterator[FileChange]:
-    """`change` in parts that take at most `limit` tokens each, as far as single hunks allow."""
-    hunks = list(change.hunks)
-    while hunks:
-        taken = len(hunks)
-        while taken > 1 and count([replace(change, hunks=tuple(hunks[:taken])).diff])[0] > limit:
-            taken = (taken + 1) // 2
-        yield replace(change, hunks=tuple(hunks[:taken]))
-        del hunks[:taken]
-
-
-def _group(
-    context: Context,
-    changes: Sequence[FileChange],
-    whole: tuple[str, ...] | None,
-    related: _Related | None,
-    beside: int,
-) -> _Group:
-    diff = "\n".join(change.diff.rstrip("\n") for change in changes) + "\n"
-    parts = whole
-    if parts is None:
-        around = _around(changes)
-        chunks = [*(related.to(changes, around) if related else []), *around]
-        parts = _within(context, chunks, beside)
-    return _Group(tuple(changes), diff, parts, context.prompt(parts, review_task(diff)))
-
-
-def _around(changes: Sequence[FileChange]) -> list[Chunk]:
-    """The new version of what encloses the changes."""
-    chunks = []
-    for change in changes:
-        lines = change.head_lines()
-        for first, last in change.enclosing():
-            text = "".join(f"{lines[number]}\n" for number in range(first, last + 1) if number in lines)
-            if text:
-                chunks.append(Chunk(change.path, first, last, text))
-    return chunks
-
-
-def _within(context: Context, chunks: Sequence[Chunk], budget: int) -> tuple[str, ...]:
-    """As many of `chunks`, from the last to the first, as `budget` tokens hold, packed in order."""
-    count = context.model.tokenizer.count_batch
-    taken: list[Chunk] = []
-    used = 0
-    for chunk in reversed(chunks):
-        pack = pack_chunks([chunk], count, strategy="whole")
-        if used + pack.tokens <= budget:
-            taken.insert(0, chunk)
-            used += pack.tokens
-    return pack_chunks(taken, count, strategy="whole").parts if taken else ()
-
-
-class _Related:
-    """The chunks of the tree that have to do with what was changed: definitions, callers, tests."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._chunks: list[Chunk] | None = None
-
-    def to(self, changes: Sequence[FileChange], around: Sequence[Chunk]) -> list[Chunk]:
-        """The best of them, in the order of the tree."""
-        symbols = list(dict.fromkeys(symbol for change in changes for symbol in change.changed_symbols()))
-        if not symbols:
-            return []
-        if self._chunks is None:
-            self._chunks = list(refine(self._context.corpus.chunks))
-        names = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, symbols)) + r")(?!\w)")
-        shown = {(chunk.path, number) for chunk in around for number in (chunk.start_line, chunk.end_line)}
-        candidates = [
-            chunk
-            for chunk in self._chunks
-            if names.search(chunk.text)
-            and not any(
-                path == chunk.path and chunk.start_line <= number <= chunk.end_line for path, number in shown
-            )
-        ]
-        best = [candidates[index] for index in rank(candidates, " ".join(symbols))]
-        count = self._context.model.tokenizer.count_batch
-        taken: set[int] = set()
-        used = 0
-        for chunk in best[:50]:
-            size = count([chunk.text])[0]
-            if used + size <= _RELATED:
-                taken.add(id(chunk))
-                used += size
-        return [chunk for chunk in candidates if id(chunk) in taken]
+        return replace(request.context, corpus=replace(corpus, ref=changes.base))
+    paths = (os.fsdecode(changes.top),) if changes.top is not None else corpus.paths
+    return replace(request.context, corpus=replace(corpus, paths=paths, ref=changes.head or None))

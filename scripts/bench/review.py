@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from m3cli.corpus.corpus import CorpusRequest
 from m3cli.corpus.reviewed import ChangesRequest, read_changes
 from m3cli.engine.local import LocalEngine
+from m3cli.errors import DoesNotFitError
 from m3cli.model.catalog import resolve
 from m3cli.tasks.context import Caching, ContextRequest
 from m3cli.tasks.findings import Review
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from m3cli.engine.events import CacheConfig, EngineConfig, Event, Request
-    from m3cli.tasks.review import Mode
+    from m3cli.tasks.review_groups import Mode
     from tests.review_cases import Case
 
 _NEAR = 3  # lines
@@ -152,15 +153,21 @@ def main() -> None:
         for mode in arguments.mode or ["diff", "related", "repo"]:
             score = Score()
             started = time.monotonic()
-            unverified = refuted = 0
+            unverified = refuted = too_large = 0
             for case in cases:
-                result = reviewed(case, mode, arguments.model, not arguments.no_check, engine, arguments.ctx)
+                try:
+                    result = reviewed(
+                        case, mode, arguments.model, not arguments.no_check, engine, arguments.ctx
+                    )
+                except DoesNotFitError:  # the repository, into this context
+                    too_large += 1
+                    continue
                 score.add(case, result)
                 unverified += result.dropped.get("unverified", 0)
                 refuted += result.dropped.get("refuted", 0)
             print(
                 f"{mode:8} {score}  dropped: {unverified} unverified, {refuted} refuted  "
-                f"{(time.monotonic() - started) / len(cases):.1f} s a change",
+                f"{too_large} did not fit  {(time.monotonic() - started) / len(cases):.1f} s a change",
                 flush=True,
             )
 

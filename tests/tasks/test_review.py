@@ -10,6 +10,7 @@ import pytest
 
 from m3cli.corpus.corpus import CorpusRequest
 from m3cli.corpus.reviewed import ChangesRequest, read_changes
+from m3cli.corpus.walk import WalkOptions
 from m3cli.engine.events import EngineConfig, Event, Finished, Notice, Request
 from m3cli.engine.fake import FakeEngine
 from m3cli.errors import DoesNotFitError, UsageError
@@ -236,6 +237,34 @@ def test_nothing_to_review(tree: Path) -> None:
     result, engine, _ = reviewed(request(tree), says())
     assert engine.requests == []
     assert {each.path: each.reason for each in result.unreviewed}.keys() == {"image.bin", "notes.txt"}
+
+
+def test_a_cap_before_the_second_look(tree: Path) -> None:
+    """A finding that could not be checked is not reported, and is counted."""
+    _, engine, _ = reviewed(request(tree), says(claim()))
+    first = len(engine.requests[0].tokens)
+    answer = len(says(claim())(engine.requests[0]))
+    result, _, _ = reviewed(request(tree, token_limit=first + answer + 10), says(claim()))
+    assert not result.complete
+    assert result.findings == ()
+    assert result.dropped == {"unchecked": 1}
+
+
+def test_excluded_files_are_not_reviewed(tree: Path) -> None:
+    """What a project leaves out of its corpus is left out of its reviews, and named."""
+    commit(tree, {"vendor/lib.py": "x = 1\n", "reader.py": OLD})
+    asked = request(tree)
+    corpus = asked.context.corpus
+    assert corpus is not None
+    for walk, paths in (
+        (WalkOptions(exclude=("vendor/",)), {"vendor/lib.py"}),
+        (WalkOptions(include=("vendor/*",)), {"reader.py"}),
+    ):
+        context = replace(asked.context, corpus=replace(corpus, walk=walk))
+        result, _, events = reviewed(replace(asked, context=context), says())
+        assert {each.path for each in result.unreviewed} == paths
+        (group,) = [event for event in events if isinstance(event, Reviewing)]
+        assert set(group.paths).isdisjoint(paths)
 
 
 def test_only_what_is_wanted_is_checked(tree: Path) -> None:
