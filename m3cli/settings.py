@@ -127,6 +127,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "watts": (0, 1e9),
     "price_kwh": (0, 1e9),
 }
+_WITH_COLONS = frozenset({"lora", "override_tensor", "review_ignore"})  # lists whose items hold colons
 _PROJECT_MAY_SET = frozenset(
     {
         "exclude",
@@ -175,6 +176,8 @@ def load_settings(
     if isinstance(project, bytes):
         place, from_project = PROJECT_FILE, _parse_toml(project, PROJECT_FILE)
     elif project is not None:
+        if not project.exists():
+            raise UsageError(f"There is no settings file {project}.", "Check the spelling of --config.")
         place, from_project = str(project), read_toml(project, follow=True)
     else:
         file = Path(PROJECT_FILE) if cwd is None else cwd / PROJECT_FILE
@@ -246,7 +249,8 @@ def _parsed(name: str, text: str) -> object:
             return type(default)(text)
         except ValueError:
             return text
-    return tuple(text.split(os.pathsep)) if isinstance(default, tuple) else text
+    separator = ";" if name in _WITH_COLONS else os.pathsep
+    return tuple(text.split(separator)) if isinstance(default, tuple) else text
 
 
 def _checked(name: str, value: object, origin: str) -> object:

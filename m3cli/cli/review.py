@@ -54,7 +54,7 @@ class FormatChoice(str, Enum):
 
 
 def review(
-    path: Annotated[str, typer.Argument(metavar="[PATH]", show_default=False)] = ".",
+    path: Annotated[str, typer.Argument(metavar="PATH", show_default=False)] = ".",
     base: Annotated[
         str,
         typer.Option(
@@ -219,12 +219,12 @@ def review(
         ChangesRequest(path, base, head, staged, None if diff is None else values.read_input(diff, "--diff"))
     )
     settings = values.settings(locals(), project=config or project_file(changes))
-    known = read_baseline(baseline) if baseline is not None else frozenset()
+    known = read_baseline(baseline) if baseline is not None else {}
     wanted = Wanted(
         settings.min_severity,
         settings.max_findings or None,
         tuple(map(PathRule.parse, settings.review_ignore)),
-        known,
+        frozenset(known),
     )
     corpus = values.corpus_request(
         [path], settings, files_from=None, null=False, no_ignore=False, order=settings.order
@@ -257,7 +257,7 @@ def review(
         for name, file in outputs:
             write_file(file, FORMATS[name](found))
         if write_baseline is not None:
-            write_file(write_baseline, [baseline_bytes(found.findings, known)])
+            write_file(write_baseline, [baseline_bytes([*found.findings, *found.excess], known)])
         console.note(
             f"reviewed in {found.seconds:.1f} s: {found.prompt_tokens:,} tokens read, "
             f"{found.restored_tokens:,} of them restored, {found.generated_tokens:,} written"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from m3cli.corpus.decoding import decode
@@ -77,6 +78,28 @@ class Hunk:
             yield number, line
             number += line[0] != "-"
 
+    def halves(self) -> tuple[Hunk, Hunk]:
+        """Two hunks that together are this one, which has two lines at least."""
+        middle = len(self.lines) // 2
+        first, second = self.lines[:middle], self.lines[middle:]
+        old, new = (sum(line[0] != sign for line in first) for sign in "+-")
+        before_old, before_new = self.position(new=False), self.position(new=True)
+
+        def part(lines: tuple[str, ...], skipped_old: int, skipped_new: int, *, last: bool) -> Hunk:
+            lengths = [sum(line[0] != sign for line in lines) for sign in "+-"]
+            return Hunk(
+                before_old + skipped_old + bool(lengths[0]),
+                lengths[0],
+                before_new + skipped_new + bool(lengths[1]),
+                lengths[1],
+                lines,
+                self.section,
+                self.old_open and last,
+                self.open and last,
+            )
+
+        return part(first, 0, 0, last=False), part(second, old, new, last=True)
+
     def __str__(self) -> str:
         """The hunk as in a diff; always ends with a line feed."""
         old, new = _range(self.old_start, self.old_length), _range(self.start, self.length)
@@ -118,6 +141,19 @@ class FileChange:
     def added(self) -> frozenset[int]:
         """The lines of the new version that are new or changed, counted from 1."""
         return frozenset(n for hunk in self.hunks for n, line in hunk.numbered() if line[0] == "+")
+
+    @property
+    def touched(self) -> frozenset[int]:
+        """Those lines, and the ones on either side of what was taken away and not replaced."""
+        lines = set(self.added)
+        for hunk in self.hunks:
+            shown = range(hunk.start, hunk.start + hunk.length)
+            for is_same, run in groupby(hunk.numbered(), lambda item: item[1][0] == " "):
+                changed = list(run)
+                if not is_same and all(line[0] == "-" for _, line in changed):
+                    number = changed[0][0]
+                    lines |= {near for near in (number - 1, number) if near in shown}
+        return frozenset(lines)
 
     @property
     def diff(self) -> str:

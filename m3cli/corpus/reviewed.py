@@ -133,8 +133,8 @@ def _versions(request: ChangesRequest, top: bytes) -> tuple[str, str, list[str]]
     if request.base == "auto":
         start, name, why = choose_base(top, end)
     base = merge_base(top, start, end, (name, printable(tip)))
-    what = "the work tree" if is_tree else printable(tip)
-    notes = [f"{what[:1].upper()}{what[1:]} is compared with {name}{why}, from {base[:10]} on."]
+    what = "The work tree" if is_tree else printable(tip)
+    notes = [f"{what} is compared with {name}{why}, from {base[:10]} on."]
     if request.head is None and not is_tree:
         notes.append("In continuous integration what is not committed does not count.")
     return base, "" if is_tree else end, notes
@@ -219,22 +219,20 @@ def _with_texts(top: bytes, batch: Sequence[tuple[FileChange, TreeFile | None]])
 def _sifted(change: FileChange, kinds: Mapping[bytes, str]) -> FileChange:
     """`change` with a reason not to review it, if there is one.
 
-    What marks a file as generated has to be in it before the change, unless the file is new: else a
-    change could keep itself from being reviewed.
+    What marks a file as generated, its name and what is in it, has to be so before the change, unless the
+    file is new: else a change could keep itself from being reviewed.
     """
     if change.reason:
         return change
     if change.raw_path in kinds:
         return replace(change, reason=kinds[change.raw_path])
     lines = change.head_lines()
-    text = change.base
-    if text is None:
-        text = change.head or "".join(f"{line}\n" for line in lines.values() if 1 in lines)
+    text = change.base or (change.head if change.status == "added" else None) or ""
     if sum(map(len, lines.values())) > MAX_BYTES:
         reason = f"larger than {MAX_BYTES:,} bytes"
-    elif is_lock_file(change.path):
+    elif is_lock_file(change.old_path):
         reason = "generated: a lock file"
     else:
-        kind = generated_by_name(change.path) or generated_by_text(change.path, text)
+        kind = generated_by_name(change.old_path) or generated_by_text(change.old_path, text)
         reason = f"generated: {kind}" if kind else ""
     return replace(change, reason=reason)

@@ -128,10 +128,10 @@ class Review:
     """All of a review. `base` and `head` are commit ids, or empty where there are none.
 
     `dropped` counts findings that did not stay, by reason: `unverified` (the quote is not among the
-    changed lines), `refuted` (by the second look), `unchecked` (a cap came before it), `duplicate`,
+    touched lines), `refuted` (by the second look), `unchecked` (a cap came before it), `duplicate`,
     `severity` (too low), `ignored` (by a comment or a path rule), `baseline` (known before), `excess`
-    (more than were wanted). `complete` is false when a cap on time or tokens ended the review. Times in
-    seconds.
+    (more than were wanted: those are in `excess`). `complete` is false when a cap on time or tokens ended
+    the review or an answer. Times in seconds.
     """
 
     findings: tuple[Finding, ...]
@@ -148,3 +148,4 @@ class Review:
     generated_tokens: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    excess: tuple[Finding, ...] = ()

@@ -45,7 +45,7 @@ def with_measured_rates(machine: Machine, cache_dir: Path, model: Path) -> Machi
     rates = _read(cache_dir, f"machine {machine.cores}")
     if rates.keys() != {"ram_bandwidth", "compute"}:
         try:
-            rates = {"ram_bandwidth": _copy_rate(), "compute": _compute_rate()}
+            rates = {"ram_bandwidth": _copy_rate(machine), "compute": _compute_rate()}
         except (MemoryError, RuntimeError):  # the latter for a thread that cannot be started
             return machine
         _write(cache_dir, f"machine {machine.cores}", rates)
@@ -87,20 +87,21 @@ def _write(cache_dir: Path, name: str, fact: object) -> None:
         memo.put([(f"rates {name}".encode(), json.dumps(fact).encode())])
 
 
-def _copy_rate() -> float:
-    """Bytes a second that are read from RAM while all cores copy."""
+def _copy_rate(machine: Machine) -> float:
+    """Bytes a second that are read from RAM while all cores copy, in a small share of it."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
 
-    cores = os.cpu_count() or 1
-    arrays = [np.ones(_COPY_BYTES // 8) for _ in range(cores)]
+    cores = max(machine.cores, 1)
+    size = min(_COPY_BYTES, machine.ram_available // (16 * cores))
+    arrays = [np.ones(size // 8) for _ in range(cores)]
     targets = [np.empty_like(array) for array in arrays]
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(np.copyto, targets, arrays))
         start = time.perf_counter()
         list(pool.map(np.copyto, targets, arrays))
-        return 2 * cores * _COPY_BYTES / (time.perf_counter() - start)
+        return 2 * cores * size / (time.perf_counter() - start)
 
 
 def _compute_rate() -> float:

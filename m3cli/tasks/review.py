@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pathspec import GitIgnoreSpec
-
 from m3cli.corpus.history import read_blobs, read_tree
 from m3cli.corpus.walk import WalkOptions
 from m3cli.engine.events import (
@@ -28,12 +26,12 @@ from m3cli.engine.events import (
     Sampling,
     Token,
 )
-from m3cli.errors import UsageError
+from m3cli.errors import CorpusError, UsageError
 from m3cli.settings import PROJECT_FILE
 from m3cli.tasks.ask import DENSE
 from m3cli.tasks.context import Context
 from m3cli.tasks.findings import Review, Unreviewed
-from m3cli.tasks.review_check import Sieve, Wanted
+from m3cli.tasks.review_check import Sieve, Wanted, matches
 from m3cli.tasks.review_groups import groups_of
 from m3cli.tasks.review_prompt import (
     CHECK_SCHEMA,
@@ -116,12 +114,12 @@ def review(
     run, changes = _Run(request), request.changes
     run.tell(changes.notes)
     yield from map(Notice, changes.notes)
-    left_out = {change.path: _left_out(change, request.context) for change in changes.files}
-    run.unreviewed += [Unreviewed(path, reason) for path, reason in left_out.items() if reason]
-    reviewed = [change for change in changes.files if not left_out[change.path]]
+    left_out = [(change, _left_out(change, request.context)) for change in changes.files]
+    run.unreviewed += [Unreviewed(change.path, reason) for change, reason in left_out if reason]
+    reviewed = [change for change, reason in left_out if not reason]
     model = ""
     if reviewed:
-        with Context(_with_corpus(request, changes), stdin) as context:
+        with _context(request, changes, stdin) as context:
             model = context.model.ref.name
             run.tell(context.notes)
             yield from map(Notice, context.notes)
@@ -134,9 +132,10 @@ def review(
                 yield from map(Notice, told)
                 with context.open(open_engine, config) as engine:
                     yield from _review(run, context, groups, engine)
-    findings = run.sieve.findings()
+    findings, excess = run.sieve.findings()
     yield Review(
         findings=findings,
+        excess=excess,
         files=tuple(change.path for change in changes.files),
         unreviewed=tuple(run.unreviewed),
         dropped=dict(sorted(run.sieve.dropped.items())),
@@ -157,7 +156,7 @@ def _left_out(change: FileChange, context: ContextRequest) -> str:
     """Why a changed file is not reviewed; empty if it is."""
     walk = context.corpus.walk if context.corpus is not None else WalkOptions()
     for globs, is_in, reason in ((walk.exclude, True, "excluded"), (walk.include, False, "not included")):
-        if globs and GitIgnoreSpec.from_lines(globs).match_file(change.path) == is_in:
+        if globs and matches(tuple(globs), change.path) == is_in:
             return reason
     return change.reason or ("" if change.hunks else "nothing to show")
 
@@ -212,12 +211,15 @@ def _review_group(
         run, context, group.prompt, engine, context.max_tokens, claims_schema(list(by_path))
     )
     if reason == "length":
-        sentence = f"The list of findings for {', '.join(by_path)} was cut off; --max-tokens allows more."
-        run.tell([sentence])
-        yield Notice(sentence)
+        run.complete = False
+        words = "the list of findings was cut off; --max-tokens allows more"
+        run.unreviewed += [Unreviewed(path, words) for path in by_path]
     found: list[tuple[Claim, Finding]] = []
     for claim in read_claims(answer):
-        change = by_path[claim.path]
+        change = by_path.get(claim.path)
+        if change is None:  # from an engine that does not keep to the schema
+            run.sieve.dropped["unverified"] += 1
+            continue
         finding = run.sieve.take(claim, change, lines[claim.path])
         if finding is not None:
             if not run.request.check:
@@ -225,6 +227,8 @@ def _review_group(
             found.append((claim, finding))
     # 2. what of that holds
     for number, (claim, finding) in enumerate(found if run.request.check else ()):
+        if run.sieve.is_duplicate(finding):  # of one that has held
+            continue
         prompt = context.prompt(group.parts, check_task(group.diff, claim))
         if len(prompt.tokens) + _JUDGEMENT > context.n_ctx(len(group.prompt.tokens)):
             run.sieve.keep(finding)  # no room for a second look: who reads it decides
@@ -262,7 +266,7 @@ def _answer(
             text.append(event.text)
         elif isinstance(event, (Notice, NotSaved)):
             run.tell([event.text])
-        elif isinstance(event, Loaded) and event.attention == "dense":
+        elif isinstance(event, Loaded) and event.attention == "dense" and DENSE not in run.warnings:
             run.tell([DENSE])
             yield Notice(DENSE)
         elif isinstance(event, Finished):
@@ -275,11 +279,24 @@ def _answer(
         try:
             run.check_limits(max(prefilled, 0) + len(text))
         except _LimitError:
+            run.prompt_tokens += restored + max(prefilled, 0)
+            run.restored_tokens += restored
+            run.generated_tokens += len(text)
             close = getattr(events, "close", None)
             if close is not None:
                 close()
             raise
     raise KeyboardInterrupt  # the engine was asked to stop
+
+
+def _context(request: ReviewRequest, changes: Changes, stdin: Callable[[], bytes]) -> Context:
+    asked = _with_corpus(request, changes)
+    try:
+        return Context(asked, stdin)
+    except CorpusError:
+        if request.mode != "related":
+            raise
+        return Context(replace(asked, corpus=None), stdin)  # a diff alone, with no files around it
 
 
 def _with_corpus(request: ReviewRequest, changes: Changes) -> ContextRequest:
@@ -292,7 +309,6 @@ def _with_corpus(request: ReviewRequest, changes: Changes) -> ContextRequest:
         )
     if request.mode == "diff" or corpus is None:
         return replace(request.context, corpus=None)
-    if request.mode == "repo":
-        return replace(request.context, corpus=replace(corpus, ref=changes.base))
     paths = (os.fsdecode(changes.top),) if changes.top is not None else corpus.paths
-    return replace(request.context, corpus=replace(corpus, paths=paths, ref=changes.head or None))
+    ref = changes.base if request.mode == "repo" else changes.head or None
+    return replace(request.context, corpus=replace(corpus, paths=paths, ref=ref))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import pathspec
+from pathspec import GitIgnoreSpec
 
 from m3cli.errors import UsageError
 from m3cli.tasks.findings import RULES, SEVERITIES, Finding, Severity
@@ -40,10 +40,12 @@ class PathRule:
 
     @classmethod
     def parse(cls, text: str) -> PathRule:
-        """`GLOB` or `GLOB:RULE,RULE`. Raises UsageError for a rule that does not exist."""
+        """`GLOB` or `GLOB:RULE,RULE`. Raises UsageError for a rule that does not exist, or no glob."""
         pattern, separator, names = text.rpartition(":")
-        if not separator:
+        if not separator or re.search(r"[/*.?\[]", names):
+            matches((text,), "")
             return cls(text)
+        matches((pattern,), "")
         rules = frozenset(name.strip() for name in names.split(",") if name.strip())
         if unknown := sorted(rules - RULES.keys()):
             raise UsageError(
@@ -54,14 +56,22 @@ class PathRule:
 
     def covers(self, finding: Finding) -> bool:
         """Whether it is about `finding`."""
-        return (not self.rules or finding.rule in self.rules) and _matcher(self.pattern).match_file(
-            finding.path
-        )
+        return (not self.rules or finding.rule in self.rules) and matches((self.pattern,), finding.path)
+
+
+def matches(globs: tuple[str, ...], path: str) -> bool:
+    """Whether `globs`, patterns of .gitignore, are about `path`. Raises UsageError for what is none."""
+    return _matcher(globs).match_file(path)
 
 
 @lru_cache
-def _matcher(pattern: str) -> pathspec.GitIgnoreSpec:
-    return pathspec.GitIgnoreSpec.from_lines([pattern])
+def _matcher(globs: tuple[str, ...]) -> GitIgnoreSpec:
+    try:
+        return GitIgnoreSpec.from_lines(globs)
+    except ValueError as error:
+        raise UsageError(
+            f"Among {', '.join(globs)} is no pattern for paths: {error}.", "Write them as in .gitignore."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,13 @@ class Sieve:
             return None
         return finding
 
+    def is_duplicate(self, finding: Finding) -> bool:
+        """Whether what is kept says the same; then it is counted."""
+        is_known = any(_same(finding, kept) for kept in self._kept)
+        if is_known:
+            self.dropped["duplicate"] += 1
+        return is_known
+
     def _objection(self, finding: Finding, lines: Mapping[int, str]) -> str:
         if any(_same(finding, kept) for kept in self._kept):
             return "duplicate"
@@ -104,8 +121,11 @@ class Sieve:
         """Count `finding` as one; later ones that say the same are duplicates."""
         self._kept.append(finding)
 
-    def findings(self) -> tuple[Finding, ...]:
-        """What was kept, the most severe first; each with its fingerprint, and known ones left out."""
+    def findings(self) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+        """What was kept, the most severe first, and what of it is more than is wanted.
+
+        Each has its fingerprint; known ones are left out.
+        """
         kept = sorted(self._kept, key=lambda f: (f.path, f.start_line, f.start_column, f.rule))
         seen: Counter[str] = Counter()
         fresh = []
@@ -119,21 +139,20 @@ class Sieve:
             else:
                 fresh.append(replace(finding, fingerprint=fingerprint))
         fresh.sort(key=lambda f: (-SEVERITIES.index(f.severity), -f.confidence))
-        most = self._wanted.max_findings
-        if most is not None and len(fresh) > most:
-            self.dropped["excess"] += len(fresh) - most
-            del fresh[most:]
-        return tuple(fresh)
+        most = self._wanted.max_findings or len(fresh)
+        if excess := fresh[most:]:
+            self.dropped["excess"] += len(excess)
+        return tuple(fresh[:most]), tuple(excess)
 
 
 def located(claim: Claim, change: FileChange, lines: Mapping[int, str]) -> Finding | None:
-    """`claim` at the lines that it quotes, which have to stand in a changed hunk of `change`.
+    """`claim` at the lines that it quotes, of which `change` has to have touched one.
 
-    Of several places the first with new lines is taken. White space at the ends of lines does not count, nor
-    what stands in front of them in a prompt.
+    Of several places the first with new lines is taken, else the first beside a line that is gone. White
+    space at the ends of lines does not count, nor what stands in front of them in a prompt.
     """
     quoted = [_MARKS.sub("", line).strip() for line in claim.quote.strip().split("\n")]
-    if len(re.findall(r"\w", claim.quote)) < _TELLING:
+    if len(re.findall(r"\w", "".join(quoted))) < _TELLING:
         return None
     places: list[tuple[int, int, int]] = []
     for hunk in change.hunks:
@@ -141,11 +160,14 @@ def located(claim: Claim, change: FileChange, lines: Mapping[int, str]) -> Findi
             shown = [lines.get(start + offset) for offset in range(len(quoted))]
             if None not in shown and (columns := _columns([line or "" for line in shown], quoted)):
                 places.append((start, *columns))
-    if not places:
-        return None
     last = len(quoted) - 1
-    new = [place for place in places if change.added.intersection(range(place[0], place[0] + last + 1))]
-    start, first_column, end_column = (new or places)[0]
+
+    def among(numbers: frozenset[int]) -> list[tuple[int, int, int]]:
+        return [place for place in places if numbers.intersection(range(place[0], place[0] + last + 1))]
+
+    if not (touched := among(change.added) or among(change.touched)):
+        return None
+    start, first_column, end_column = touched[0]
     frame = range(start - _AROUND, start + last + _AROUND + 1)
     return Finding(
         rule=claim.rule,
@@ -189,16 +211,18 @@ def _hashes(text: str) -> list[str]:
 
 
 def _replacement(claim: Claim, lines: Mapping[int, str], first: int, last: int) -> str | None:
-    """What the model would write instead of the whole lines; None if it is what stands there."""
+    """The lines that the model would write instead; None if they are what stands there.
+
+    If none of them is indented although the place is, all are meant to be.
+    """
     if claim.replacement is None or not claim.replacement.strip():
         return None
-    text = claim.replacement.strip("\n")
-    before = "\n".join(lines[number] for number in range(first, last + 1))
-    if first == last and claim.quote.strip() != before.strip() and claim.quote.strip() in before:
-        text = before.replace(claim.quote.strip(), text.strip(), 1)
-    elif text == text.lstrip():  # written without the indentation of the place
-        text = before[: len(before) - len(before.lstrip())] + text
-    return None if text == before else text
+    wanted = claim.replacement.strip("\n").split("\n")
+    before = [lines[number] for number in range(first, last + 1)]
+    indent = before[0][: len(before[0]) - len(before[0].lstrip())]
+    if not wanted[0][:1].isspace():
+        wanted = [indent + line if line.strip() else line for line in wanted]
+    return None if wanted == before else "\n".join(wanted)
 
 
 def is_ignored(finding: Finding, lines: Mapping[int, str]) -> bool:
@@ -227,13 +251,13 @@ def _fingerprint(finding: Finding) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def read_baseline(path: Path) -> frozenset[str]:
-    """The fingerprints of a file that `write_baseline` made. Raises UsageError."""
+def read_baseline(path: Path) -> dict[str, dict[str, str]]:
+    """What a file that `baseline_bytes` made knows, by fingerprint. Raises UsageError."""
     try:
         if path.stat().st_size > _LARGEST_BASELINE:
             raise ValueError("it is too large")
         found = json.loads(path.read_bytes())
-        return frozenset(str(entry["fingerprint"]) for entry in found["findings"])
+        return {str(entry["fingerprint"]): dict(entry) for entry in found["findings"]}
     except OSError as error:
         raise UsageError(
             f"The baseline {path} cannot be read: {error.strerror}.", "Make one with --write-baseline FILE."
@@ -244,18 +268,15 @@ def read_baseline(path: Path) -> frozenset[str]:
         ) from error
 
 
-def baseline_bytes(findings: Iterable[Finding], known: Iterable[str] = ()) -> bytes:
-    """A baseline file of `findings` and of the fingerprints that were `known` before."""
-    entries = {
-        finding.fingerprint: {
+def baseline_bytes(findings: Iterable[Finding], known: Mapping[str, dict[str, str]]) -> bytes:
+    """A baseline file of `findings` and of what was `known` before."""
+    entries = dict(known)
+    for finding in findings:
+        entries[finding.fingerprint] = {
             "fingerprint": finding.fingerprint,
             "rule": finding.rule,
             "path": finding.path,
             "message": finding.message,
         }
-        for finding in findings
-    }
-    for fingerprint in known:
-        entries.setdefault(fingerprint, {"fingerprint": fingerprint})
-    ordered = sorted(entries.values(), key=lambda entry: entry["fingerprint"])
+    ordered = [entries[fingerprint] for fingerprint in sorted(entries)]
     return (json.dumps({"version": 1, "findings": ordered}, indent=1) + "\n").encode()

@@ -45,7 +45,7 @@ def groups_of(
 ) -> tuple[list[Group], list[Unreviewed]]:
     """The changes in as few prompts as hold them, and what no prompt can hold.
 
-    A change that is too large goes in parts, by hunks. Raises DoesNotFitError, with the numbers, when the
+    A change that is too large goes in parts. Raises DoesNotFitError, with the numbers, when the
     whole repository leaves no room for the change.
     """
     count = context.model.tokenizer.count_batch
@@ -74,7 +74,7 @@ def groups_of(
             unreviewed.append(
                 Unreviewed(
                     change.path,
-                    f"the hunk at line {first} takes {size:,} tokens, and there is room for {limit:,}",
+                    f"line {first} takes {size:,} tokens, and there is room for {limit:,}",
                 )
             )
     groups: list[list[FileChange]] = []
@@ -93,12 +93,17 @@ def groups_of(
 def _pieces(
     change: FileChange, limit: int, count: Callable[[Sequence[str]], list[int]]
 ) -> Iterator[FileChange]:
-    """`change` in parts that take at most `limit` tokens each, as far as single hunks allow."""
+    """`change` in parts that take at most `limit` tokens each, as far as single lines allow."""
     hunks = list(change.hunks)
     while hunks:
         taken = len(hunks)
-        while taken > 1 and count([replace(change, hunks=tuple(hunks[:taken])).diff])[0] > limit:
-            taken = (taken + 1) // 2
+        while count([replace(change, hunks=tuple(hunks[:taken])).diff])[0] > limit:
+            if taken > 1:
+                taken = (taken + 1) // 2
+            elif len(hunks[0].lines) > 1:
+                hunks[:1] = hunks[0].halves()
+            else:
+                break
         yield replace(change, hunks=tuple(hunks[:taken]))
         del hunks[:taken]
 
@@ -111,6 +116,7 @@ def _group(
     beside: int,
 ) -> Group:
     diff = "\n".join(change.diff.rstrip("\n") for change in changes) + "\n"
+    diff = diff.replace("\r\n", "\n").replace("\r", "\\r")  # alone, it would begin a line of its own
     parts = whole
     if parts is None:
         around = _around(changes)

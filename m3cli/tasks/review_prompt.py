@@ -23,7 +23,7 @@ _TASK = (
     "Find the problems that the new lines bring: bugs, security holes, broken interfaces. No praise, no "
     "style, nothing that was there before. First write a short analysis of what could go wrong. Then list "
     "each problem, with the new line that has it, copied from the diff without the +; if there is none, the "
-    "list is empty. The rules are: {rules}."
+    "list is empty. A replacement is the whole line as it should be. The rules are: {rules}."
 )
 _CHECK = (
     "A reviewer claims this of the change, at the line\n{quote}\nThe claim: {message}\n\n"

@@ -37,7 +37,7 @@ def test_two_runs_say_the_same(m3: Run, tree: Path, tmp_path: Path) -> None:
         out.mkdir()
         outputs = [word for name in formats for word in ("-o", f"{name}={out / name}")]
         done = m3("review", *SHORT, *outputs, cwd=tree, M3_CACHE_DIR=str(tmp_path / f"cache{number}"))
-        assert done.returncode in (0, 1), done.stderr
+        assert done.returncode in (0, 1, 4), done.stderr  # 4: an answer so short is cut off
         assert "reviewing reader.py (1 of 1, " in done.stderr
         found = json.loads((out / "json").read_bytes())
         found.pop("timings")
@@ -72,7 +72,7 @@ def test_a_diff_from_a_pipe(m3: Run, tree: Path, tmp_path: Path) -> None:
     diff = git(tree, "diff")
     for place in (tree, tmp_path):
         done = m3("review", "--diff", "-", *SHORT, "--no-check", "--format", "rdjson", stdin=diff, cwd=place)
-        assert done.returncode in (0, 1), done.stderr
+        assert done.returncode in (0, 1, 4), done.stderr  # 4: an answer so short is cut off
         assert json.loads(done.stdout)["source"] == {"name": "m3"}
         assert "reviewing reader.py" in done.stderr
 

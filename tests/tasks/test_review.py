@@ -108,6 +108,17 @@ def test_a_finding_is_located_checked_and_reported(tree: Path) -> None:
     assert len(result.base) == len(result.head) == 40
 
 
+def test_what_is_said_twice_is_checked_once(tree: Path) -> None:
+    """A second claim of the same costs no second look, unless the first was refuted."""
+    result, engine, _ = reviewed(request(tree), says(claim(), claim()))
+    assert len(result.findings) == 1
+    assert result.dropped == {"duplicate": 1}
+    assert len(engine.requests) == 2
+    refuted, engine, _ = reviewed(request(tree), says(claim(), claim(), verdict="wrong"))
+    assert refuted.dropped == {"refuted": 2}
+    assert len(engine.requests) == 3
+
+
 def test_what_is_refuted_is_not_reported(tree: Path) -> None:
     """The second look takes a finding away, and can be left out."""
     refuted, engine, _ = reviewed(request(tree), says(claim(), verdict="wrong"))
@@ -178,18 +189,24 @@ def test_content_never_becomes_a_special_token(tree: Path) -> None:
 
 
 def test_large_changes_go_in_groups(tree: Path) -> None:
-    """Every changed file is in exactly one prompt, and a hunk that no prompt can hold is named."""
-    huge = "".join(f"entry_{i} = {i} * {i}\n" for i in range(3000))
-    commit(tree, {**PARTS, "huge.py": huge})
-    result, engine, events = reviewed(request(tree), says())
-    groups = [event for event in events if isinstance(event, Reviewing)]
-    assert len(groups) > 1
-    assert sorted(path for group in groups for path in group.paths) == sorted(
-        path for path in result.files if path != "huge.py"
+    """Every changed line is in exactly one prompt, and a line that no prompt can hold is named."""
+    huge = "".join(f"entry_{i} = {i} * {i}\n" for i in range(700))
+    commit(tree, {**PARTS, "huge.py": huge, "wide.py": "x = 1\ny = '" + "ab, " * 5000 + "'\n"})
+    result, engine, events = reviewed(
+        request(tree), says(claim(path="huge.py", quote="entry_650 = 650 * 650"))
     )
-    assert [each.path for each in result.unreviewed] == ["huge.py"]
-    assert "hunk at line 1 takes" in result.unreviewed[0].reason
-    assert len(engine.requests) == len(groups)
+    groups = [event for event in events if isinstance(event, Reviewing)]
+    assert len(groups) > 3
+    paths = [path for group in groups for path in group.paths]
+    assert set(paths) == set(result.files)
+    assert paths.count("huge.py") > 1
+    assert {path for path in paths if paths.count(path) > 1} == {"huge.py"}
+    prompts = [text_of(each) for each in engine.requests if "findings" in each.schema]
+    for number in range(700):
+        assert sum(f"+entry_{number} = {number} *" in prompt for prompt in prompts) == 1
+    assert [each.path for each in result.unreviewed] == ["wide.py"]
+    assert "line 2 takes" in result.unreviewed[0].reason
+    assert [finding.start_line for finding in result.findings] == [651]
 
 
 def test_a_cap_says_what_was_not_reviewed(tree: Path) -> None:
@@ -223,7 +240,8 @@ def test_an_answer_that_is_cut_off_is_told(tree: Path) -> None:
     *events, result = review(request(tree, check=False), open_engine=lambda *_: engine, stdin=lambda: b"")
     assert isinstance(result, Review)
     assert len(result.findings) == 1
-    assert any("cut off" in warning for warning in result.warnings)
+    assert not result.complete
+    assert [(each.path, "cut off" in each.reason) for each in result.unreviewed] == [("reader.py", True)]
     assert any(isinstance(event, Notice) and "worked around" in event.text for event in events)
 
 
