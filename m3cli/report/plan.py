@@ -48,6 +48,7 @@ def show_plan(report: PlanReport, costs: dict[str, float], console: Console) -> 
         ("ubatch", f"{configuration.n_ubatch:,} tokens"),
         ("layers on devices", f"{configuration.gpu_layers} of {report.shape.layers + 1}"),
         ("experts in RAM", f"of {configuration.cpu_experts} layers" if configuration.cpu_experts else "-"),
+        ("threads", f"{machine.cores}, the physical cores"),
         ("saved context", size(result.state_bytes)),
     ):
         table.add_row(name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -99,7 +100,20 @@ def make_plan(request: PlanRequest, stdin: Callable[[], bytes]) -> PlanReport:
             result = _for_prompt(planner, result, n_ctx, prompt)
             if speed is not None:
                 result = replace(result, speed=result.speed.scaled(*planner.scale_of(speed)))
+            if cache_dir is not None and result.state_bytes > (free := _free(cache_dir)):
+                words = (
+                    f"The context would take {result.state_bytes / 1e9:.1f} GB on the disk, and the cache "
+                    f"has {free / 1e9:.1f} GB free: it would not be kept."
+                )
+                result = replace(result, warnings=(*result.warnings, words))
     return PlanReport(request.model.name, shape, machine, prompt, n_ctx, result, speed is not None)
+
+
+def _free(directory: Path) -> int:
+    """Bytes that are free on the disk of a directory, which need not be there yet."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
 
 
 def _for_prompt(planner: Planner, chosen: Plan, n_ctx: int, prompt: int) -> Plan:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from m3cli.model.catalog import resolve
+from m3cli.plan.planner import Plan
+from m3cli.tasks.plan import PlanRequest, make_plan
 from scripts.make_shape_gguf import write_shape
 
 if TYPE_CHECKING:
@@ -48,6 +52,20 @@ def test_choices_of_the_user(m3: Run, tmp_path: Path) -> None:
     assert other["configuration"]["gpu_layers"] == 31
     assert m3("plan", "--machine", "nothing", cwd=tmp_path).returncode == 2
     assert m3("plan", "--ctx", "many", cwd=tmp_path).returncode == 2
+
+
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context that the cache could not keep is told of before hours are spent on it."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    request = PlanRequest(resolve(None, {}), tmp_path / "cache", ctx=4096)
+    result = make_plan(request, lambda: b"").result
+    assert isinstance(result, Plan)
+    assert any("would not be kept" in warning for warning in result.warnings)
+    monkeypatch.undo()
+    result = make_plan(request, lambda: b"").result
+    assert isinstance(result, Plan)
+    assert not any("would not be kept" in warning for warning in result.warnings)
 
 
 def test_the_real_m3_at_a_million_tokens(m3: Run, tmp_path: Path) -> None:
