@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from m3cli.corpus.review_base import CI_VARIABLES
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 # A busy machine is no failure; and what fails in CI has to fail again on the next run.
 settings.register_profile("m3", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("m3")
+
+# What is reviewed depends on these, and a test that is about them sets them itself.
+for _name in CI_VARIABLES:
+    os.environ.pop(_name, None)
 
 # A hook of git's sets these, and the tests' own repositories must not be taken for that one.
 for _name in [name for name in os.environ if name.startswith("GIT_")]:

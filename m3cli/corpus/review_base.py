@@ -33,6 +33,7 @@ _BRANCHES = (
     *("SYSTEM_PULLREQUEST_TARGETBRANCH", "BUILDKITE_PULL_REQUEST_BASE_BRANCH", "CI_COMMIT_TARGET_BRANCH"),
     *("DRONE_TARGET_BRANCH", "CHANGE_TARGET"),
 )
+CI_VARIABLES = ("CI", _COMMIT, *_BRANCHES)  # all that decides
 _DEFAULTS = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
 _DEEPEN = (
     "Fetch the whole history first: `git fetch --unshallow`, `fetch-depth: 0` with actions/checkout, or "
