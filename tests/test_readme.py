@@ -40,6 +40,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_m3: Path) -> Path:
         "m3cli/errors.py": (REPOSITORY / "m3cli/errors.py").read_text("utf-8"),
         "src/cache.py": "CACHE = {}\n",
         "docs/plugins.md": "# Plugins\n\nPut a file into plugins/.\n",
+        # what other commands write is no change to review
+        ".gitignore": "/*\n!/src\n!/docs\n!/repo\n!/m3cli\n",
         "repo/net.py": "def retry(call):\n    return call()\n",
     }.items():
         (place / path).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +56,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_m3: Path) -> Path:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for arguments in (
         ["init", "-q"],
-        ["add", "src"],
+        ["add", "src", "m3cli"],
         ["commit", "-qm", "1"],
         ["add", "docs"],
         ["commit", "-qm", "2"],
