@@ -13,7 +13,6 @@ from m3cli.errors import ExitCode, UsageError
 
 _CHANGE = "What is reviewed"
 _NOISE = "What is reported"
-_SEVERITIES = ("info", "warning", "error")
 
 
 class SeverityChoice(str, Enum):
@@ -209,7 +208,7 @@ def review(
     from m3cli.report.output import write_file, write_stdout
     from m3cli.report.review_console import show_review
     from m3cli.report.review_formats import FORMATS
-    from m3cli.tasks.findings import Review
+    from m3cli.tasks.findings import SEVERITIES, Review
     from m3cli.tasks.review import Reviewing, ReviewRequest, project_file
     from m3cli.tasks.review import review as run
     from m3cli.tasks.review_check import PathRule, Wanted, baseline_bytes, read_baseline
@@ -268,7 +267,7 @@ def review(
         write_stdout(FORMATS[form.value](found))
     if not found.complete:
         raise typer.Exit(ExitCode.CAP_REACHED)
-    levels = _SEVERITIES[_SEVERITIES.index(settings.fail_on) :] if settings.fail_on != "never" else ()
+    levels = SEVERITIES[SEVERITIES.index(settings.fail_on) :] if settings.fail_on != "never" else ()
     if any(finding.severity in levels for finding in found.findings):
         raise typer.Exit(ExitCode.FINDINGS)
 

@@ -21,7 +21,6 @@ from m3cli.corpus.names import printable, shown
 from m3cli.corpus.patch import applied, decoded, misfit, parse_raw, split_lines
 from m3cli.corpus.patched import after_patch
 from m3cli.corpus.review_base import choose_base, in_ci, merge_base
-from m3cli.corpus.touched import changed_symbols, enclosing
 from m3cli.corpus.worktree import find_work_tree, git_environment, run_git
 from m3cli.errors import UsageError
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
     from m3cli.corpus.history import TreeFile
     from m3cli.corpus.patch import FileChange
-
-__all__ = ["Changes", "ChangesRequest", "changed_symbols", "enclosing", "read_changes"]
 
 MAX_BYTES = DocumentLimits().max_bytes or 0  # larger files are listed and not reviewed
 

@@ -32,9 +32,8 @@ class Sizes:
         self._shape = shape
         self._ask = ask
         self._known: dict[_Family, dict[int, Buffers]] = {}
-        self._bases: dict[
-            int, tuple[KVType, KVType]
-        ] = {}  # types of keys and values that others are reckoned from
+        # By context, the types of keys and values that others are reckoned from.
+        self._bases: dict[int, tuple[KVType, KVType]] = {}
 
     def exact(self, configuration: Configuration) -> Buffers:
         """What llama.cpp says."""

@@ -65,6 +65,7 @@ class RunOptions:
     def engine_config(self, header: Header, shape: ModelShape, n_ctx: int) -> EngineConfig:
         """The configuration of a context of `n_ctx` tokens where nothing is planned."""
         n_ubatch = self.n_ubatch or _UBATCH
+        experts = _experts_in_ram(min(self.cpu_experts or 0, shape.layers))
         return EngineConfig(
             model_path=str(header.path),
             n_ctx=n_ctx,
@@ -76,7 +77,7 @@ class RunOptions:
             kv_type_v=self.type_v or "f16",
             flash_attention=self.flash_attention,
             allow_dense=self.allow_dense,
-            tensor_overrides=(*self.tensor_overrides, *_experts_in_ram(self.cpu_experts or 0, shape.layers)),
+            tensor_overrides=(*self.tensor_overrides, *experts),
             main_gpu=self.main_gpu,
             tensor_split=self.tensor_split,
             op_offload=self.op_offload,
@@ -170,7 +171,6 @@ def stepped_down(config: EngineConfig, options: RunOptions) -> EngineConfig | No
 
 def applied(base: EngineConfig, configuration: Configuration) -> EngineConfig:
     """`base` as it was planned."""
-    experts = _experts_in_ram(configuration.cpu_experts, configuration.cpu_experts)
     return replace(
         base,
         n_ctx=configuration.n_ctx,
@@ -179,14 +179,14 @@ def applied(base: EngineConfig, configuration: Configuration) -> EngineConfig:
         gpu_layers=configuration.gpu_layers,
         kv_type_k=configuration.type_k,
         kv_type_v=configuration.type_v,
-        tensor_overrides=experts,
+        tensor_overrides=_experts_in_ram(configuration.cpu_experts),
         tensor_split=configuration.tensor_split,
     )
 
 
-def _experts_in_ram(count: int, layers: int) -> tuple[tuple[str, str], ...]:
-    """The override that keeps the routed experts of the first layers, `count` at most, in main memory."""
-    numbers = "|".join(map(str, range(min(count, layers))))
+def _experts_in_ram(layers: int) -> tuple[tuple[str, str], ...]:
+    """The override that keeps the routed experts of so many layers, the first ones, in main memory."""
+    numbers = "|".join(map(str, range(layers)))
     return ((rf"blk\.({numbers})\.ffn_\w+_exps\.", "CPU"),) if numbers else ()
 
 

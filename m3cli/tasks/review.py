@@ -46,12 +46,11 @@ if TYPE_CHECKING:
 
     from m3cli.corpus.patch import FileChange
     from m3cli.corpus.reviewed import Changes
-    from m3cli.engine.events import Engine
     from m3cli.tasks.context import ContextRequest, Prompt
     from m3cli.tasks.findings import Finding
     from m3cli.tasks.review_groups import Group, Mode
     from m3cli.tasks.review_prompt import Claim
-    from m3cli.tasks.stepping import OpenEngine
+    from m3cli.tasks.stepping import OpenEngine, SteppingEngine
 
 _JUDGEMENT = 300  # tokens of an answer that judges one claim
 
@@ -187,7 +186,7 @@ class _Run:
 
 
 def _review(
-    run: _Run, context: Context, groups: Sequence[Group], engine: Engine
+    run: _Run, context: Context, groups: Sequence[Group], engine: SteppingEngine
 ) -> Generator[ReviewEvent, None, None]:
     for number, group in enumerate(groups, 1):
         paths = tuple(change.path for change in group.changes)
@@ -202,7 +201,7 @@ def _review(
 
 
 def _review_group(
-    run: _Run, context: Context, group: Group, engine: Engine
+    run: _Run, context: Context, group: Group, engine: SteppingEngine
 ) -> Generator[ReviewEvent, None, None]:
     by_path = {change.path: change for change in group.changes}
     lines = {path: change.head_lines() for path, change in by_path.items()}
@@ -245,7 +244,7 @@ def _review_group(
 
 
 def _answer(
-    run: _Run, context: Context, prompt: Prompt, engine: Engine, max_tokens: int, schema: object
+    run: _Run, context: Context, prompt: Prompt, engine: SteppingEngine, max_tokens: int, schema: object
 ) -> Generator[Event, None, tuple[str, str]]:
     """The text of one answer and how it ended. Raises _LimitError."""
     run.check_limits(0)
@@ -282,9 +281,7 @@ def _answer(
             run.prompt_tokens += restored + max(prefilled, 0)
             run.restored_tokens += restored
             run.generated_tokens += len(text)
-            close = getattr(events, "close", None)
-            if close is not None:
-                close()
+            events.close()
             raise
     raise KeyboardInterrupt  # the engine was asked to stop
 

@@ -103,13 +103,16 @@ class Sieve:
 
     def is_duplicate(self, finding: Finding) -> bool:
         """Whether what is kept says the same; then it is counted."""
-        is_known = any(_same(finding, kept) for kept in self._kept)
+        is_known = self._knows(finding)
         if is_known:
             self.dropped["duplicate"] += 1
         return is_known
 
+    def _knows(self, finding: Finding) -> bool:
+        return any(_same(finding, kept) for kept in self._kept)
+
     def _objection(self, finding: Finding, lines: Mapping[int, str]) -> str:
-        if any(_same(finding, kept) for kept in self._kept):
+        if self._knows(finding):
             return "duplicate"
         if SEVERITIES.index(finding.severity) < SEVERITIES.index(self._wanted.min_severity):
             return "severity"

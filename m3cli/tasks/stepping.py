@@ -8,7 +8,7 @@ from m3cli.engine.events import Notice, Prefilled, Restored, Token
 from m3cli.errors import EngineCrashError, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from m3cli.engine.events import CacheConfig, Engine, EngineConfig, Event, Request
 
@@ -36,7 +36,7 @@ class SteppingEngine:
         self._smaller = smaller
         self._engine = open_engine(config, cache)
 
-    def generate(self, request: Request) -> Iterator[Event]:
+    def generate(self, request: Request) -> Generator[Event, None, None]:
         """Stream the continuation of `request`; see Engine."""
         try:
             yield from self._generate(request)
@@ -52,7 +52,7 @@ class SteppingEngine:
         yield Notice(SMALLER.format(problem=problem, n_ubatch=smaller.n_ubatch, kv=smaller.kv_type_k))
         yield from self._generate(request)
 
-    def _generate(self, request: Request) -> Iterator[Event]:
+    def _generate(self, request: Request) -> Generator[Event, None, None]:
         restored = 0
         for event in self._engine.generate(request):
             if isinstance(event, Restored):
