@@ -39,11 +39,11 @@ class Source(NamedTuple):
 class PartialFiles:
     """Writes `files` beside `out`, one after the other, each from its beginning to its end.
 
-    `fingerprint` stands for everything that the bytes depend on but the contents of the `sources`; an
-    unfinished conversion with another one is not resumed. Of a source that has changed since, everything
+    `what` they are the result of, for messages. `fingerprint` stands for everything that the bytes depend on
+    but the contents of the `sources`; unfinished files with another one are not gone on with. Of a source that has changed since, everything
     is written again from the first byte on that came from it. `done` counts the bytes of all files that
     are written, in the order of `files`; after a resumption it is more than 0. A context manager: leaving
-    it keeps what was written. Raises UsageError when the files exist, when there is an unfinished conversion
+    it keeps what was written. Raises UsageError when the files exist, when there are unfinished ones
     and `resume` is off, when it was of something else, and when another process is at it; MachineError
     when the disk is too full or does not let itself be written.
     """
@@ -56,7 +56,9 @@ class PartialFiles:
         sources: Mapping[str, Source] | None = None,
         *,
         resume: bool = False,
+        what: str = "conversion",
     ) -> None:
+        self._what = what
         self.directory = out.with_name(out.name + ".partial")
         self.total = sum(file.nbytes for file in files)
         self.done = 0
@@ -128,7 +130,7 @@ class PartialFiles:
         if unfinished:
             if self.directory.is_symlink() or not self.directory.is_dir():
                 raise UsageError(
-                    f"{self.directory} is in the way: an unfinished conversion would be a directory.",
+                    f"{self.directory} is in the way: an unfinished {self._what} would be a directory.",
                     "Remove or rename it.",
                 )
             self._take_lock()
@@ -144,7 +146,7 @@ class PartialFiles:
         needed, free = self.total - self.done, shutil.disk_usage(out.parent).free
         if free < needed:
             raise MachineError(
-                f"The conversion needs {needed / 1e9:,.2f} GB more in {out.parent}, which has "
+                f"The {self._what} needs {needed / 1e9:,.2f} GB more in {out.parent}, which has "
                 f"{free / 1e9:,.2f} GB free.",
                 "Free some space, name another place with --out, or choose a smaller --type.",
             )
@@ -197,21 +199,21 @@ class PartialFiles:
         except FileNotFoundError as error:
             if any(entry.name != _NEW_JOURNAL for entry in self.directory.iterdir()):
                 raise UsageError(
-                    f"{self.directory} is no unfinished conversion: it holds no {_JOURNAL}.",
+                    f"{self.directory} is no unfinished {self._what}: it holds no {_JOURNAL}.",
                     "Remove or rename it.",
                 ) from error
             return  # killed before the first entry
         except (ValueError, TypeError, LookupError) as error:
-            raise UsageError(f"{path} is no journal of an unfinished conversion.", restart) from error
+            raise UsageError(f"{path} is no journal of an unfinished {self._what}.", restart) from error
         if fingerprint != self._fingerprint:
             raise UsageError(
-                f"The unfinished conversion in {self.directory} is of another checkpoint, or was begun with "
+                f"The unfinished {self._what} in {self.directory} is of another model, or was begun with "
                 "other options or another version.",
                 f"Use the options that it was begun with. {restart}",
             )
         if not resume:
             raise UsageError(
-                f"There is an unfinished conversion in {self.directory}, {done / self.total:.0%} of it done.",
+                f"There is an unfinished {self._what} in {self.directory}, {done / self.total:.0%} of it done.",
                 f"Continue it with --resume. {restart}",
             )
         self.done = done

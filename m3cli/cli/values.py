@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -295,7 +296,8 @@ def nbytes(text: str, option: str) -> int:
 
 
 def _number(text: str, option: str, units: Mapping[str, int], wanted: str) -> int:
-    match = re.fullmatch(r"(\d{1,15})([A-Z]*)", text.strip().upper())
-    if match is None or match[2] not in units or not int(match[1]):
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([A-Z]*)", text.strip().upper())
+    number = int(Decimal(match[1]) * units.get(match[2], 0)) if match else 0
+    if not number:
         raise UsageError(f"The value {text!r} of {option} is not {wanted}.", f"Give {option} {wanted}.")
-    return int(match[1]) * units[match[2]]
+    return number

@@ -167,8 +167,12 @@ def _gigabytes(path: str) -> str:
     return f"{sum(part.stat().st_size for part in parts) / 1e9:.2f} GB"
 
 
-def make_context(model: Any, config: EngineConfig) -> Any:
-    """Make a `llama_context`. Raises MachineError."""
+def make_context(model: Any, config: EngineConfig, *, outputs: int = 1, callback: Any = None) -> Any:
+    """Make a `llama_context`. Raises MachineError.
+
+    `outputs` is how many positions of a batch may have logits; `callback`, which has to outlive the context, is
+    called for the nodes of the graph, as `ggml_backend_sched_eval_callback` of ggml-backend.h.
+    """
     params = lib.llama_context_default_params()
     params.n_ctx = config.n_ctx
     params.swa_full = True  # a window alone could not be cut back to a shared prefix
@@ -176,7 +180,9 @@ def make_context(model: Any, config: EngineConfig) -> Any:
     params.kv_unified = False
     params.n_batch = config.n_batch
     params.n_ubatch = config.n_ubatch
-    params.n_outputs_max = 1  # logits of one position: a large vocabulary times n_batch is 400 MB
+    params.n_outputs_max = outputs  # a large vocabulary times n_batch is 400 MB
+    if callback is not None:
+        params.cb_eval = callback
     params.n_threads = params.n_threads_batch = config.threads or physical_cores()
     params.op_offload = config.op_offload
     params.type_k = _KV_TYPES[config.kv_type_k]

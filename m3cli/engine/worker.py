@@ -4,7 +4,7 @@
 
 A frame is two lengths (JSON, payload), a JSON object and a payload of raw bytes; token ids travel
 in the payload as little-endian int32. A request is `{"op": "generate" | "tokenize" | "vocabulary" |
-"facts" | "dry_run", …}`. Each is answered by any number of `{"event": …}` and then by an event Finished
+"facts" | "dry_run", …}`, or names an operation of the modules in `_ELSEWHERE`. Each is answered by any number of `{"event": …}` and then by an event Finished
 or Stopped, a `{"result": …}` or an `{"error": …}`. `{"op": "stop"}` has no answer of its own: it ends the
 generation that is under way, or that was asked for before it.
 
@@ -23,6 +23,7 @@ import struct
 import sys
 import threading
 from dataclasses import asdict
+from importlib import import_module
 from itertools import chain
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -44,6 +45,17 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Settings that decide where weights go; the others are of the context.
 _OF_THE_WEIGHTS = ("model_path", "gpu_layers", "tensor_overrides", "main_gpu", "tensor_split", "no_host")
+
+# Modules with a table OPERATIONS of their own: name → (message, payload) → (result, payload).
+_ELSEWHERE = {
+    "quantized_types": "llama_quantize",
+    "quantize_rows": "llama_quantize",
+    "row_errors": "llama_quantize",
+    "activations": "llama_activations",
+    "logits": "llama_logits",
+    "sensitivity": "llama_sensitivity",
+    "tensor_errors": "llama_errors",
+}
 
 Message = dict[str, Any]
 
@@ -95,7 +107,12 @@ class Worker:
         while True:
             message, payload = self._queue.get()
             try:
-                getattr(self, f"_op_{message['op']}")(message, payload)
+                if module := _ELSEWHERE.get(message["op"]):
+                    operations = import_module(f"m3cli.engine.{module}").OPERATIONS
+                    result, reply = operations[message["op"]](message, payload)
+                    self._send({"result": result}, reply)
+                else:
+                    getattr(self, f"_op_{message['op']}")(message, payload)
             except M3Error as error:
                 self._send(
                     {"error": type(error).__name__, "message": error.message, "hint": error.hint},
@@ -127,7 +144,7 @@ class Worker:
 
     def _op_generate(self, message: Message, payload: bytes) -> None:
         cache = message["cache"] and CacheConfig(**message["cache"])
-        session = self._load(_config(message), message["extra_buffers"], cache)
+        session = self._load(config_of(message), message["extra_buffers"], cache)
         sampling = Sampling(**message["request"].pop("sampling"))
         request = Request(unpack_ids(payload), sampling=sampling, **message["request"])
         for event in session.generate(request):
@@ -177,7 +194,7 @@ class Worker:
     def _op_dry_run(self, message: Message, _payload: bytes) -> None:
         from m3cli.engine.llama_dry_run import DryModel
 
-        config = _config(message)
+        config = config_of(message)
         key = ([getattr(config, name) for name in _OF_THE_WEIGHTS], message["extra_buffers"])
         if self._dry_model is None or key != self._dry_key:
             if self._dry_model is not None:
@@ -193,7 +210,7 @@ class Worker:
         self._send({"result": system_facts()})
 
 
-def _config(message: Message) -> EngineConfig:
+def config_of(message: Message) -> EngineConfig:
     """Make the configuration of a request; JSON knows no tuples."""
     values = dict(message["config"])
     values["tensor_overrides"] = tuple(map(tuple, values.get("tensor_overrides", ())))

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", int, float, bool)
 
+DEFAULT_ALIGNMENT = 32  # bytes; of the tensors of a file that lacks general.alignment
+MAX_SHARDS = 1 << 12  # of a model
 _STRING, _ARRAY = 8, 9
 # Value type number → struct code of one element.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -38,7 +40,6 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 18
 _MAX_DIMS = 4  # GGML_MAX_DIMS
-_MAX_SHARDS = 1 << 12
 _KEPT_ELEMENTS = 1024  # numeric arrays up to this length are read at once
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -78,7 +79,8 @@ class Header:
     """Key/values of a model and the tensors of all its files.
 
     `path` is the file to hand to llama.cpp: the first shard of a split model. The typed getters
-    return None for a key that is absent and raise ModelError for one of another type.
+    return None for a key that is absent and raise ModelError for one of another type. `spans` says
+    where each key and its value lie in that file: first byte, and byte behind the last.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class Header:
         file_bytes: int,
         fields: Mapping[str, Scalar | Array | Numbers],
         tensors: tuple[Tensor, ...],
+        spans: Mapping[str, tuple[int, int]],
     ) -> None:
         self.path = files[0]
         self.files = files
         self.file_bytes = file_bytes
         self.fields = fields
         self.tensors = tensors
+        self.spans = spans
 
     @property
     def architecture(self) -> str:
@@ -137,7 +141,7 @@ class Header:
             return value
         if not isinstance(value, Array) or value.type == _STRING:
             self._wrong_type(key, "array of numbers")
-        data = self._read(key, value)
+        data = self._read(key, value.start, value.end)
         return struct.unpack(f"<{value.count}{_NUMBERS[value.type]}", data)
 
     def strings(self, key: str) -> list[bytes]:
@@ -147,7 +151,7 @@ class Header:
             return []
         if not isinstance(value, Array) or value.type != _STRING:
             self._wrong_type(key, "array of strings")
-        data = self._read(key, value)
+        data = self._read(key, value.start, value.end)
         length = struct.Struct("<Q").unpack_from
         result: list[bytes] = []
         position = 0
@@ -168,6 +172,10 @@ class Header:
             self._wrong_type(key, "array")
         return value.count
 
+    def raw(self, key: str) -> bytes:
+        """Return a key that is there and its value as they stand in the file."""
+        return self._read(key, *self.spans[key])
+
     def _get(self, key: str, kind: type[T]) -> T | None:
         value = self.fields.get(key)
         if value is None:
@@ -176,15 +184,14 @@ class Header:
             self._wrong_type(key, kind.__name__)
         return value
 
-    def _read(self, key: str, array: Array) -> bytes:
-        size = array.end - array.start
+    def _read(self, key: str, start: int, end: int) -> bytes:
         try:
             with self.path.open("rb") as file:
-                file.seek(array.start)
-                data = file.read(size)
+                file.seek(start)
+                data = file.read(end - start)
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        if len(data) != size:
+        if len(data) != end - start:
             raise ModelError(f"{self.path} changed while {key} was being read.", "Run the command again.")
         return data
 
@@ -209,9 +216,9 @@ def read_header(path: Path) -> Header:
     first = _read_file(path)
     count = first.fields.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:
-        return Header((path,), first.size, first.fields, tuple(first.tensors))
+        return Header((path,), first.size, first.fields, tuple(first.tensors), first.spans)
     match = _SPLIT_NAME.fullmatch(path.name)
-    if match is None or int(match["count"]) != count or count > _MAX_SHARDS:
+    if match is None or int(match["count"]) != count or count > MAX_SHARDS:
         raise ModelError(
             f"{path} is one of {count} parts of a model, but its name does not say which.",
             f"Give all parts their published names, such as NAME-00001-of-{count:05d}.gguf.",
@@ -245,7 +252,8 @@ def _join(files: tuple[Path, ...], parts: list[_Part]) -> Header:
             f"and the first part names {total!r}.",
             "Download the parts again from one source.",
         )
-    return Header(files, sum(part.size for part in parts), parts[0].fields, tuple(tensors))
+    size = sum(part.size for part in parts)
+    return Header(files, size, parts[0].fields, tuple(tensors), parts[0].spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +261,7 @@ class _Part:
     size: int
     fields: dict[str, Scalar | Array | Numbers]
     tensors: list[Tensor]
+    spans: dict[str, tuple[int, int]]
 
 
 def _read_file(path: Path) -> _Part:
@@ -275,15 +284,19 @@ def _parse(cursor: Cursor) -> _Part:
     tensor_count = cursor.number("Q", "the number of tensors", _MAX_TENSORS)
     key_count = cursor.number("Q", "the number of keys", _MAX_KEYS)
     fields: dict[str, Scalar | Array | Numbers] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for i in range(key_count):
+        start = cursor.position
         key = cursor.name(f"the name of key {i + 1} of {key_count}")
         if key in fields:
             cursor.fail(f"the key {key}", "stands there twice")
         fields[key] = _value(cursor, key)
+        spans[key] = (start, cursor.position)
     table = [_tensor_line(cursor, f"tensor {i + 1} of {tensor_count}") for i in range(tensor_count)]
     if len({line[0] for line in table}) != len(table):
         cursor.fail("the tensor table", "names a tensor twice")
-    return _Part(cursor.size, fields, _place(cursor, table, fields.get("general.alignment", 32)))
+    tensors = _place(cursor, table, fields.get("general.alignment", DEFAULT_ALIGNMENT))
+    return _Part(cursor.size, fields, tensors, spans)
 
 
 def _check_magic(cursor: Cursor) -> None:

@@ -9,6 +9,7 @@ from m3cli.report.text import printable, size, stderr_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from rich.status import Status
 
 _SILENCE = 300.0  # seconds; without a terminal, a line after each
 
@@ -24,12 +25,14 @@ class BytesConsole:
         self._quiet = quiet
         self._stderr = stderr_console()
         self._bar: Progress | None = None
+        self._status: Status | None = None
         self._told = time.monotonic()
 
     def __enter__(self) -> BytesConsole:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        self.end()
         if self._bar is not None:
             self._bar.stop()
         if kind is KeyboardInterrupt:
@@ -49,6 +52,23 @@ class BytesConsole:
         elif time.monotonic() - self._told > _SILENCE:
             self._told = time.monotonic()
             self.note(f"{size(done)} of {size(total)}")
+
+    def count(self, what: str, name: str, done: int, total: int) -> None:
+        """`done` of `total` things are measured or the like; now it is at what is called `name`."""
+        if not self._quiet and self._stderr.is_terminal:
+            if self._status is None:
+                self._status = self._stderr.status("")
+                self._status.start()
+            self._status.update(printable(f"{what} {done:,} of {total:,}: {name}"))
+        elif time.monotonic() - self._told > _SILENCE:
+            self._told = time.monotonic()
+            self.note(f"{what} {done:,} of {total:,}")
+
+    def end(self) -> None:
+        """Take away what `count` showed."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
 
     def _begin(self, done: int, total: int) -> None:
         from rich.progress import (

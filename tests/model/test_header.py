@@ -78,6 +78,26 @@ def test_tensor_table_names_places_and_sizes(model: Path) -> None:
     assert header.file_bytes == model.stat().st_size
 
 
+def test_spans_hold_keys_and_values_without_a_gap(model: Path) -> None:
+    """From the counts to the tensor table, each span begins where the one before it ends."""
+    header = read_header(model)
+    assert list(header.spans) == list(header.fields)
+    ends = [24, *(end for _, end in header.spans.values())]
+    assert [start for start, _ in header.spans.values()] == ends[:-1]
+    content = model.read_bytes()
+    length = struct.pack("<Q", len("token_embd.weight"))
+    assert content[ends[-1] :].startswith(length + b"token_embd.weight")
+    text = "naïve ✓".encode()
+    expected = struct.pack("<Q", 9) + b"test.text" + struct.pack("<IQ", 8, len(text)) + text
+    assert header.raw("test.text") == expected
+    for key, field in gguf.GGUFReader(model).fields.items():
+        if not key.startswith("GGUF."):
+            parts = b"".join(part.tobytes() for part in field.parts)
+            assert header.raw(key) == parts
+            start, end = header.spans[key]
+            assert content[start:end] == parts
+
+
 def test_a_key_of_another_type_is_an_error_and_not_a_surprise(model: Path) -> None:
     """Asking for a type that the key does not have names the key."""
     header = read_header(model)

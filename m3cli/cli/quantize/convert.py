@@ -10,10 +10,7 @@ from typing import Annotated
 import typer
 
 from m3cli.cli import options, values
-
-quantize = typer.Typer(
-    name="quantize", help="From a published checkpoint to a model file.", no_args_is_help=True
-)
+from m3cli.cli.quantize.app import quantize
 
 
 class OutTypeChoice(str, Enum):
@@ -23,11 +20,6 @@ class OutTypeChoice(str, Enum):
     f16 = "f16"
     f32 = "f32"
     q8_0 = "q8_0"
-
-
-@quantize.callback()
-def group() -> None:
-    """From a published checkpoint to a model file."""
 
 
 @quantize.command("convert")

@@ -1,0 +1,407 @@
+"""An importance matrix of a model, computed over text: `Planned ModelLoaded (Progress | Saved)* Computed`.
+
+The parent's side of m3cli.engine.llama_activations. Windows of text are computed one after the other, each
+from an empty context. Now and then all that was added up is written into one file beside the output, which
+is replaced as a whole: whatever kills the computation, it can go on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import threading
+import time
+import zipfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from m3cli.engine.events import EngineConfig
+from m3cli.engine.process import WorkerClient
+from m3cli.errors import MachineError, ModelError, UsageError
+from m3cli.model.digest import model_digest
+from m3cli.model.header import read_header
+from m3cli.model.preflight import problem
+from m3cli.model.shape import ModelShape
+from m3cli.model.tokens import pack_ids
+from quantize.calibration import token_windows
+from quantize.importance import Entry, Importance, write_importance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+FEW_WINDOWS = 50  # with fewer, what a text happens to be about shows in the matrix
+
+_LEAST_WINDOW = 16  # llama.cpp passes over smaller batches
+_UBATCH = 512  # tokens, llama.cpp's default
+_SAVING_SHARE = 0.05  # of the time, at most, is spent on saving
+_EXPERTS_IN_RAM = ((r"\.ffn_\w+_exps\.", "CPU"),)
+_LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixRequest:
+    """What to compute, of which text. Sizes are in tokens; `windows` None takes all that the text has.
+
+    `gpu_layers` −1 puts on the GPU what it can take; with `cpu_moe` the routed experts stay in main memory.
+    Results so far are saved every `save_every` seconds, or less often where saving takes long.
+    """
+
+    model: Path
+    data: tuple[str, ...]
+    out: Path
+    window: int = 512
+    windows: int | None = None
+    output_tensor: bool = False
+    gpu_layers: int = -1
+    cpu_moe: bool = False
+    threads: int = 0
+    save_every: float = 60.0
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """`windows` of `window` tokens, out of a text of `text_tokens`; `resumed` of them are done already."""
+
+    windows: int
+    window: int
+    text_tokens: int
+    resumed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The model can compute, `seconds` after loading began."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `total` windows are computed; the first of them may be of an earlier run.
+
+    This run computes `tokens_per_second`, and needs about `seconds_left` more.
+    """
+
+    done: int
+    total: int
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the first `windows` gave is in the file `path`."""
+
+    path: Path
+    windows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """The `experts` of a layer, out of `total`, that no token was sent to."""
+
+    layer: int
+    experts: tuple[int, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The matrix is in the file `out`: entries for `tensors`, from `windows` with `tokens` in all.
+
+    `seconds` are those of this run.
+    """
+
+    out: Path
+    tensors: int
+    windows: int
+    tokens: int
+    seconds: float
+    unused: tuple[Unused, ...]
+
+    @property
+    def advice(self) -> str:
+        """What would make the matrix better; empty when nothing is known against it."""
+        if self.windows < FEW_WINDOWS:
+            return (
+                f"{self.windows:,} windows are few: with {FEW_WINDOWS:,} or more, of varied text, the matrix "
+                "depends less on what they happen to be about."
+            )
+        if self.unused:
+            return (
+                "Experts that no token was sent to are quantized as if all their columns mattered equally: "
+                "give more text, or more varied text."
+            )
+        return ""
+
+
+ImatrixEvent = Planned | ModelLoaded | Progress | Saved | Computed
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Of one tensor: float64 sums [n_mat, n_cols] and int64 counts [n_mat]."""
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+class ImatrixComputation:
+    """Computes what a request asks for, once `planned` was read.
+
+    Raises UsageError for a file in the way, for results so far that are of something else or would be lost,
+    and for numbers that make no sense; ModelError for a model that cannot be run; CorpusError for too little
+    text; MachineError when the model does not fit or the disk is full; EngineCrashError when llama.cpp dies.
+    """
+
+    def __init__(self, request: ImatrixRequest) -> None:
+        self._request = request
+        self._partial = _PartialFile(request.out, resume=request.resume)
+        header = read_header(request.model)
+        shape = ModelShape.from_header(header)
+        if error := problem(header, shape):
+            raise error
+        self._config = _engine_config(request, shape)
+        if request.output_tensor and all(tensor.name != "output.weight" for tensor in header.tensors):
+            raise UsageError(
+                f"{request.model} has no output matrix of its own: it uses that of its embeddings.",
+                "Leave out --output-tensor.",
+            )
+        windows = token_windows(request.data, request.model, request.window, request.windows)
+        self._windows = windows.ids
+        self._identity = {
+            "model": model_digest(header),
+            "window": request.window,
+            "output_tensor": request.output_tensor,
+        }
+        self._done, self._before = self._partial.read(self._identity, self._text_digest)
+        self._stopping = self._computing = False
+        self.planned = Planned(len(self._windows), request.window, windows.tokens, self._done)
+
+    def run(self) -> Iterator[ImatrixEvent]:
+        """Compute, stream how far it is, and write the file.
+
+        Ctrl-C or SIGTERM saves what there is after the window that is being computed, and ends with
+        KeyboardInterrupt; a second one ends it at once.
+        """
+        begin = time.monotonic()
+        total, window = len(self._windows), self._request.window
+        yield self.planned
+        with WorkerClient("computing the importance matrix") as worker, self._signals():
+            self._ask(worker, b"")
+            computing = time.monotonic()
+            yield ModelLoaded(computing - begin)
+            saved, cost = computing, 0.0
+            self._computing = True
+            for ids in self._windows[self._done :]:
+                self._ask(worker, pack_ids(ids))
+                self._done += 1
+                now = time.monotonic()
+                rate = (self._done - self.planned.resumed) / (now - computing)
+                yield Progress(self._done, total, rate * window, (total - self._done) / rate)
+                if self._stopping:
+                    break
+                if self._done < total and now - saved >= max(self._request.save_every, cost / _SAVING_SHARE):
+                    self._save(self._totals(worker))
+                    saved = time.monotonic()
+                    cost = saved - now
+                    yield Saved(self._partial.path, self._done)
+            totals = self._totals(worker)
+            if self._done < total:
+                self._save(totals)
+                yield Saved(self._partial.path, self._done)
+                raise KeyboardInterrupt
+        importance = Importance(
+            {name: Entry(each.sums.astype(np.float32), each.counts) for name, each in totals.items()},
+            self._request.data,
+            window,
+            self._done,
+        )
+        self._partial.refuse_existing_output()
+        write_importance(self._request.out, importance)
+        self._partial.remove()
+        yield Computed(
+            self._request.out,
+            len(totals),
+            self._done,
+            self._done * window,
+            time.monotonic() - begin,
+            _unused(importance),
+        )
+
+    def _ask(self, worker: WorkerClient, payload: bytes, *, totals: bool = False) -> tuple[Any, bytes]:
+        message = {
+            "op": "activations",
+            "config": asdict(self._config),
+            "output_tensor": self._request.output_tensor,
+            "totals": totals,
+        }
+        return worker.ask(message, payload)
+
+    def _totals(self, worker: WorkerClient) -> dict[str, _Totals]:
+        """What all windows so far gave, with those of earlier runs."""
+        reply, payload = self._ask(worker, b"", totals=True)
+        result = reply["result"]
+        totals = {name: _Totals(each.sums.copy(), each.counts.copy()) for name, each in self._before.items()}
+        start = 0
+        for name, n_mat, n_cols, counts in zip(
+            result["names"], result["n_mat"], result["n_cols"], result["counts"], strict=True
+        ):
+            sums = np.frombuffer(payload, np.float64, n_mat * n_cols, start).reshape(n_mat, n_cols)
+            start += sums.nbytes
+            if name in totals:
+                totals[name].sums += sums
+                totals[name].counts += np.array(counts, np.int64)
+            else:
+                totals[name] = _Totals(sums, np.array(counts, np.int64))
+        if not totals:
+            raise ModelError(
+                f"llama.cpp multiplied with no weights of {self._request.model} that m3 knows.",
+                "No importance matrix can be computed for this model.",
+            )
+        return totals
+
+    def _save(self, totals: Mapping[str, _Totals]) -> None:
+        identity = {**self._identity, "done": self._done, "text": self._text_digest(self._done)}
+        self._partial.write(identity, totals)
+
+    def _text_digest(self, count: int) -> str:
+        """Digest of the first `count` windows: a run may go on with more of them than it began with."""
+        digest = hashlib.blake2b(digest_size=16)
+        for ids in self._windows[:count]:
+            digest.update(pack_ids(ids))
+        return digest.hexdigest()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def interrupted(*_: object) -> None:
+            if self._stopping or not self._computing:
+                raise KeyboardInterrupt
+            self._stopping = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = [(number, signal.signal(number, interrupted)) for number in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+
+def _engine_config(request: ImatrixRequest, shape: ModelShape) -> EngineConfig:
+    window = request.window
+    if not _LEAST_WINDOW <= window <= shape.context_length:
+        raise UsageError(
+            f"A window of {window:,} tokens cannot be taken: {request.model.name} takes {_LEAST_WINDOW} to "
+            f"{shape.context_length:,}.",
+            "Give --window 512, as is usual.",
+        )
+    return EngineConfig(
+        model_path=str(request.model),
+        n_ctx=window,
+        n_batch=window,
+        n_ubatch=-(-window // -(-window // _UBATCH)),  # equal parts: none is too small to count
+        threads=request.threads,
+        gpu_layers=request.gpu_layers,
+        tensor_overrides=_EXPERTS_IN_RAM if request.cpu_moe else (),
+    )
+
+
+def _unused(importance: Importance) -> tuple[Unused, ...]:
+    """The experts without a token, by layer; the matrices of an expert get the same tokens."""
+    found: dict[int, Unused] = {}
+    for name, entry in importance.entries.items():
+        layer = _LAYER.match(name)
+        experts = np.flatnonzero(entry.counts == 0)
+        if layer and len(experts):
+            number = int(layer[1])
+            found[number] = Unused(number, tuple(experts.tolist()), len(entry.counts))
+    return tuple(found[layer] for layer in sorted(found))
+
+
+class _PartialFile:
+    """Results so far, in `OUT.partial.npz`: one file, replaced as a whole, so that nothing can tear it.
+
+    An npz file of NumPy: `identity` is JSON as text, the others are `sums/TENSOR` and `counts/TENSOR`.
+    """
+
+    def __init__(self, out: Path, *, resume: bool) -> None:
+        self.path = out.with_name(out.name + ".partial.npz")
+        self._new = out.with_name(out.name + ".partial.new")
+        self._out = out
+        self._restart = f"Delete {self.path} to start anew."
+        self.refuse_existing_output()
+        if not out.parent.is_dir():
+            raise UsageError(f"The directory {out.parent} does not exist.", "Make it, or name another --out.")
+        if os.path.lexists(self.path) and not resume:
+            raise UsageError(
+                f"There is an unfinished importance matrix in {self.path}.",
+                f"Continue it with --resume. {self._restart}",
+            )
+
+    def refuse_existing_output(self) -> None:
+        """Raise UsageError when the output exists."""
+        if os.path.lexists(self._out):
+            raise UsageError(f"{self._out} already exists.", "Delete it, or name another file with --out.")
+
+    def read(self, identity: Mapping[str, object], text_digest: Any) -> tuple[int, dict[str, _Totals]]:
+        """How many windows are done, and what they gave; 0 and nothing where there is no file.
+
+        `identity` has to be that of the file, and `text_digest` of that many windows.
+        """
+        if not os.path.lexists(self.path):
+            return 0, {}
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                found = json.loads(str(file["identity"]))
+                names = [key.removeprefix("sums/") for key in file.files if key.startswith("sums/")]
+                done, text = int(found.pop("done")), found.pop("text")
+                totals = {name: _Totals(file[f"sums/{name}"], file[f"counts/{name}"]) for name in names}
+        except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
+            raise UsageError(
+                f"{self.path} is no unfinished importance matrix, or it is damaged.", self._restart
+            ) from error
+        if found != identity or text != text_digest(done):
+            what = next(
+                (name for name, value in identity.items() if found.get(name) != value), "text"
+            ).replace("_", " ")
+            raise UsageError(
+                f"The unfinished importance matrix in {self.path} was begun with another {what}.",
+                f"Use the options that it was begun with. {self._restart}",
+            )
+        return done, totals
+
+    def write(self, identity: Mapping[str, object], totals: Mapping[str, _Totals]) -> None:
+        """Replace the file. Raises MachineError when the disk is full or does not let itself be written."""
+        arrays: dict[str, Any] = {"identity": np.array(json.dumps(identity))}
+        for name, each in totals.items():
+            arrays |= {f"sums/{name}": each.sums, f"counts/{name}": each.counts}
+        try:
+            with self._new.open("wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            self._new.replace(self.path)
+        except OSError as error:
+            raise MachineError(
+                f"{self.path} cannot be written: {error.strerror or error}.",
+                "Free some space or check the permissions, then continue with --resume.",
+            ) from error
+        finally:
+            self._new.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete what is not needed any more."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""What each type would do to each tensor, measured on a sample of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantize import kinds
+from quantize.quantizer import matrices_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from m3cli.model.header import Header, Tensor
+    from quantize.importance import Importance
+    from quantize.native import Native
+
+# Relative error of weights like those of trained models, by scripts/bench/quant_errors.py. A float type
+# makes none that matters.
+_TYPICAL_ERRORS = {
+    "IQ1_S": 0.246,
+    "IQ1_M": 0.179,
+    "IQ2_XXS": 0.111,
+    "IQ2_XS": 0.0828,
+    "IQ2_S": 0.0681,
+    "Q2_K": 0.0674,
+    "IQ3_XXS": 0.0279,
+    "Q3_K": 0.0250,
+    "IQ3_S": 0.0189,
+    "IQ4_XS": 0.00689,
+    "MXFP4": 0.0161,
+    "Q4_0": 0.00985,
+    "Q4_K": 0.00557,
+    "IQ4_NL": 0.00669,
+    "Q4_1": 0.00531,
+    "Q5_0": 0.00244,
+    "Q5_K": 0.00148,
+    "Q5_1": 0.00126,
+    "Q6_K": 0.00039,
+    "Q8_0": 0.00005,
+}
+_ROWS = 64  # of a tensor, evenly spread over its matrices and their rows
+_MATRICES = 16  # experts of a tensor that rows are taken from, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The relative error that each type makes in the output of a tensor: error energy by energy.
+
+    With an importance matrix the energies are those of what the tensor gives for typical input; without,
+    those of its weights. If not `measured`, the weights are all zero, because the file holds no data, and
+    the errors are what each type typically makes.
+    """
+
+    tensor: Tensor
+    errors: Mapping[str, float]
+    measured: bool
+
+
+def measure(
+    native: Native,
+    header: Header,
+    names: Collection[str],
+    candidates: Sequence[str],
+    importance: Importance | None,
+) -> Iterator[Measured]:
+    """Measure the tensors called `names`, in the order of the file. Raises what Native.errors raises.
+
+    A candidate that needs an importance matrix is left out where there is none, and one that does not
+    divide the rows is replaced by what llama.cpp would take for it.
+    """
+    for tensor in header.tensors:
+        if tensor.name in names:
+            weights = None
+            if importance is not None:
+                weights = _weights(tensor, importance)
+            possible = possible_types(tensor, candidates, with_importance=weights is not None)
+            pieces, weights = _sample(tensor, weights)
+            path = header.files[tensor.file]
+            energy, errors = native.errors(tensor, path, pieces, possible, weights)
+            if energy:
+                yield Measured(tensor, {kind: error / energy for kind, error in errors.items()}, True)
+            else:
+                yield Measured(tensor, {kind: typical_error(kind) for kind in possible}, False)
+
+
+def typical_error(kind: str) -> float:
+    """Relative error of a type where nothing was measured."""
+    return _TYPICAL_ERRORS.get(kind, 0.0)
+
+
+def possible_types(tensor: Tensor, candidates: Sequence[str], *, with_importance: bool) -> list[str]:
+    """Types that this tensor can have, each once, and the one that it has."""
+    there = [kinds.fallback(kind, tensor.dims[0]) for kind in candidates]
+    return [
+        kind
+        for kind in dict.fromkeys([*there, tensor.type])
+        if with_importance or not kinds.needs_importance(kind, tensor.name)
+    ]
+
+
+def _weights(tensor: Tensor, importance: Importance) -> NDArray[np.float32] | None:
+    """Importance of the columns of each matrix; of experts also by how often they are used."""
+    columns, _, matrices = matrices_of(tensor)
+    weights = importance.weights(tensor.name, columns, matrices)
+    if weights is None or matrices == 1:
+        return weights
+    counts = importance.entries[tensor.name].counts.astype(np.float32)
+    if len(counts) != matrices or not counts.any():
+        return weights
+    # An expert that was never hit may be hit one day.
+    share = np.maximum(counts, 1) / np.maximum(counts, 1).mean()
+    scaled: NDArray[np.float32] = weights * share[:, None]
+    return scaled
+
+
+def _sample(
+    tensor: Tensor, weights: NDArray[np.float32] | None
+) -> tuple[list[tuple[int, int, int]], NDArray[np.float32] | None]:
+    """(offset, rows, row of the importance) of each piece, and the importance of the matrices they are of."""
+    columns, rows, matrices = matrices_of(tensor)
+    row_bytes = kinds.row_bytes(tensor.type, columns)
+    chosen = _spread(matrices, _MATRICES)
+    pieces = [
+        (tensor.offset + (matrix * rows + row) * row_bytes, 1, index)
+        for index, matrix in enumerate(chosen)
+        for row in _spread(rows, max(1, _ROWS // len(chosen)))
+    ]
+    return pieces, None if weights is None else np.ascontiguousarray(weights[chosen])
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spread."""
+    if count <= most:
+        return list(range(count))
+    return [int((i + 0.5) * count / most) for i in range(most)]

@@ -1,0 +1,228 @@
+"""A recipe for a budget: the types that fit into so many bytes and together change the model least."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from m3cli.errors import UsageError
+from m3cli.model.header import DEFAULT_ALIGNMENT
+from quantize import kinds
+from quantize.budget import Option, allocate
+from quantize.layout import OutTensor, lay_out
+from quantize.measure import measure, possible_types
+from quantize.recipes import Recipe, Rule
+from quantize.sensitivity import typical_sensitivity
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from m3cli.model.header import Header, Tensor
+    from quantize.budget import Allocation
+    from quantize.importance import Importance
+    from quantize.native import Native
+    from quantize.quantizer import Output
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_FILE_TYPES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # that are called otherwise than tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes of the whole output, and the types that tensors may get for it."""
+
+    nbytes: int
+    candidates: tuple[str, ...] = kinds.WRITTEN
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """`done` of `total` tensors have been quantized, on a sample, to every candidate; now comes `tensor`."""
+
+    done: int
+    total: int
+    tensor: str
+
+
+class Share(NamedTuple):
+    """What became of the tensors of one role, such as `ffn_down_exps`.
+
+    `types` counts them by type; `cost` is their part of the whole, 0 to 1.
+    """
+
+    role: str
+    types: tuple[tuple[str, int], ...]
+    nbytes: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The recipe, and how it came about. `total_bytes` are those of the output.
+
+    `cost` is the predicted KL divergence from the source, in nats a token, and no recipe of these
+    candidates within the budget has one below `bound`. `price` is what it would fall by for another
+    gigabyte. If not `measured`, the file holds no data, and errors are those that each type typically makes;
+    without `sensitivities` of this model, those of other models are taken for it.
+    """
+
+    recipe: Recipe
+    types: Mapping[str, str]
+    total_bytes: int
+    cost: float
+    bound: float
+    price: float
+    shares: tuple[Share, ...]
+    measured: bool
+    sensitivities: bool
+
+
+class Solver:
+    """Finds the recipe for `budget`; `extra` are the keys that the output will have beside the source's.
+
+    Raises UsageError for a candidate that is no type, and for a budget that is too small even with the
+    smallest types, before anything is measured.
+    """
+
+    def __init__(
+        self,
+        header: Header,
+        quantizable: Collection[str],
+        budget: Budget,
+        importance: Importance | None,
+        output: Output,
+        extra: Mapping[str, str | int],
+    ) -> None:
+        self._header, self._budget, self._importance = header, budget, importance
+        self._output, self._extra = output, extra
+        self._tensors = {tensor.name: tensor for tensor in header.tensors if tensor.name in quantizable}
+        self._alignment = header.get_int("general.alignment") or DEFAULT_ALIGNMENT
+        unknown = [kind for kind in budget.candidates if kind not in kinds.WRITTEN]
+        if unknown:
+            raise UsageError(f"There is no type {unknown[0]}.", kinds.closest(unknown[0], kinds.WRITTEN))
+        least = {
+            name: min(self._possible(tensor), key=lambda kind, tensor=tensor: self._nbytes(tensor, kind))
+            for name, tensor in self._tensors.items()
+        }
+        if (total := self._total(least)) > budget.nbytes:
+            raise UsageError(
+                f"The budget of {budget.nbytes / 1e9:,.3f} GB is too small: with the smallest types that may be "
+                f"used, the model takes {total / 1e9:,.3f} GB.",
+                "Give more"
+                + (
+                    ""
+                    if importance
+                    else ", or an importance matrix with --imatrix, which allows smaller types"
+                )
+                + ".",
+            )
+
+    def run(self, native: Native) -> Iterator[Measuring | Solved]:
+        """Measure each tensor, then choose; ends with Solved. Raises what Native.errors raises."""
+        options: dict[str, list[Option]] = {}
+        measured = True
+        candidates = self._budget.candidates
+        for each in measure(native, self._header, self._tensors, candidates, self._importance):
+            tensor = each.tensor
+            yield Measuring(len(options), len(self._tensors), tensor.name)
+            measured = measured and each.measured
+            weight = self._sensitivity(tensor.name)
+            options[tensor.name] = [
+                Option(kind, self._nbytes(tensor, kind), weight * error)
+                for kind, error in each.errors.items()
+            ]
+        allocation, total = self._allocate(options)
+        types = {name: option.type for name, option in allocation.chosen.items()}
+        nbytes = Counter[str]()
+        for option in allocation.chosen.values():
+            nbytes[option.type] += option.nbytes
+        largest = max(nbytes, key=lambda kind: nbytes[kind])
+        name = self._output.path.stem
+        yield Solved(
+            Recipe(
+                name,
+                f"Found for {self._header.path.name} and a budget of {self._budget.nbytes:,} bytes.",
+                tuple(_rules(types, self._header)),
+                _FILE_TYPES.get(largest, largest),
+            ),
+            types,
+            total,
+            allocation.cost,
+            allocation.bound,
+            allocation.price * 1e9,
+            tuple(_shares(allocation)),
+            measured,
+            self._importance is not None and bool(self._importance.sensitivities),
+        )
+
+    def _allocate(self, options: Mapping[str, Sequence[Option]]) -> tuple[Allocation, int]:
+        """The choice, and the bytes of the output; where it is cut into parts depends on the choice."""
+        room = self._budget.nbytes - self._total({name: each[0].type for name, each in options.items()})
+        room += sum(each[0].nbytes for each in options.values())
+        while True:
+            allocation = allocate(options, room)
+            total = self._total({name: option.type for name, option in allocation.chosen.items()})
+            if total <= self._budget.nbytes:
+                return allocation, total
+            room -= total - self._budget.nbytes
+
+    def _total(self, types: Mapping[str, str]) -> int:
+        files = lay_out(
+            self._header,
+            types,
+            self._output.path.name,
+            file_type=0,
+            split_max_bytes=self._output.split_max_bytes,
+            extra=self._extra,
+        )
+        return sum(file.nbytes for file in files)
+
+    def _possible(self, tensor: Tensor) -> list[str]:
+        there = self._importance is not None and tensor.name in self._importance.entries
+        return possible_types(tensor, self._budget.candidates, with_importance=there)
+
+    def _smallest(self, tensor: Tensor) -> str:
+        return min(self._possible(tensor), key=lambda kind: self._nbytes(tensor, kind))
+
+    def _nbytes(self, tensor: Tensor, kind: str) -> int:
+        return OutTensor(tensor, kind, self._alignment).padded
+
+    def _sensitivity(self, tensor: str) -> float:
+        measured = self._importance.sensitivities if self._importance is not None else {}
+        return measured.get(tensor) or typical_sensitivity(tensor)
+
+
+def role(tensor: str) -> str:
+    """What a tensor is in its layer: `ffn_down_exps` of `blk.7.ffn_down_exps.weight`."""
+    return _LAYER.sub("", tensor).removesuffix(".weight")
+
+
+def _shares(allocation: Allocation) -> Iterator[Share]:
+    by_role: dict[str, list[Option]] = {}
+    for name, option in allocation.chosen.items():
+        by_role.setdefault(role(name), []).append(option)
+    for each, chosen in by_role.items():
+        counts = Counter(option.type for option in chosen)
+        yield Share(
+            each,
+            tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+            sum(option.nbytes for option in chosen),
+            sum(option.cost for option in chosen) / allocation.cost if allocation.cost else 0.0,
+        )
+
+
+def _rules(types: Mapping[str, str], header: Header) -> Iterator[Rule]:
+    """A rule for each role and type; the most frequent type of a role comes last and names no layers."""
+    by_role: dict[str, dict[str, list[str]]] = {}
+    for tensor in header.tensors:
+        if kind := types.get(tensor.name):
+            by_role.setdefault(role(tensor.name), {}).setdefault(kind, []).append(tensor.name)
+    for each, by_kind in by_role.items():
+        *some, (most, _) = sorted(by_kind.items(), key=lambda item: (len(item[1]), item[0]))
+        for kind, names in some:
+            layers = "|".join(match[1] for name in names if (match := _LAYER.match(name)))
+            yield Rule(rf"^blk\.({layers})\.{re.escape(each)}\.weight$", kind)
+        inside = r"blk\.\d+\." if _LAYER.match(by_kind[most][0]) else ""
+        yield Rule(rf"^{inside}{re.escape(each)}\.weight$", most)
