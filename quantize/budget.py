@@ -10,6 +10,7 @@ Multiple-Choice Knapsack Problem, 1979.)
 from __future__ import annotations
 
 import heapq
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,7 +97,7 @@ def _steps(lines: Mapping[str, Sequence[Option]]) -> Iterator[tuple[float, str, 
     """All steps along all lines, steepest first: slope, tensor, and the option that the step ends at."""
 
     def along(name: str, line: Sequence[Option]) -> Iterator[tuple[float, str, Option]]:
-        for smaller, larger in zip(line, line[1:], strict=False):
+        for smaller, larger in itertools.pairwise(line):
             yield _slope(smaller, larger), name, larger
 
     return heapq.merge(

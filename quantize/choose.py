@@ -1,4 +1,4 @@
-"""What a user asks for → the type of each tensor: a mixture of llama.cpp's, a recipe, or what fits a budget."""
+"""What a user asks for → the type of each tensor: by a mixture of llama.cpp's, a recipe, or a budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class QuantizeRequest:
     """What to quantize, into which file, and one of `mixture`, `recipe` and `budget`, which is in bytes.
 
-    `candidates` are the types that a budget may be spent on, None for all.
+    `candidates` are the types that a budget may be spent on, None for all. `assume_importance` plans for an
+    importance matrix that is yet to be computed; nothing can be written then.
     """
 
     source: Path
@@ -35,11 +36,12 @@ class QuantizeRequest:
     budget: int | None = None
     imatrix: Path | None = None
     candidates: tuple[str, ...] | None = None
+    assume_importance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The type of each tensor that gets one, and how the choice is called; `solved` if it was made for a budget."""
+    """The type of each tensor that gets one, and how the choice is called; `solved` if it is for a budget."""
 
     source: SourceModel
     types: Mapping[str, str]
@@ -65,11 +67,17 @@ def choose(request: QuantizeRequest) -> Iterator[Measuring | Choice]:
     check_output(request.output.path)
     header = read_header(request.source)
     importance = read_importance(request.imatrix) if request.imatrix is not None else None
-    source = SourceModel(header, importance, request.imatrix.name if request.imatrix is not None else "")
+    source = SourceModel(
+        header,
+        importance,
+        request.imatrix.name if request.imatrix is not None else "",
+        assume_importance=request.assume_importance,
+    )
     with Native(request.output.threads) as native:
         if request.mixture is not None:
             file_type = kinds.file_type(request.mixture)
-            types = native.types(header, file_type, importance=importance is not None)
+            known = importance is not None or request.assume_importance
+            types = native.types(header, file_type, importance=known)
             yield Choice(source, types, request.mixture.upper(), file_type)
             return
         quantizable = native.quantizable(header)
@@ -81,7 +89,15 @@ def choose(request: QuantizeRequest) -> Iterator[Measuring | Choice]:
         check_source(header, quantizable, allow_requantize=request.output.allow_requantize)
         assert request.budget is not None
         budget = Budget(request.budget, request.candidates or kinds.WRITTEN)
-        solver = Solver(header, quantizable, budget, importance, request.output, provenance(source))
+        solver = Solver(
+            header,
+            quantizable,
+            budget,
+            importance,
+            request.output,
+            provenance(source),
+            assume_importance=request.assume_importance,
+        )
         for event in solver.run(native):
             if isinstance(event, Measuring):
                 yield event

@@ -132,6 +132,7 @@ def compare(
     windows: Windows,
     *,
     gpu_layers: int,
+    threads: int,
     directory: str,
 ) -> Iterator[Measured | Divergence]:
     """Run both `models`, the reference first, over `windows`; the Divergence comes last.
@@ -144,7 +145,7 @@ def compare(
     replies: list[NDArray[np.float64]] = []
     for number, path in enumerate(models):
         batch = min(window, _BATCH)
-        config = EngineConfig(str(path), window, n_batch=batch, n_ubatch=batch, gpu_layers=gpu_layers)
+        config = EngineConfig(str(path), window, batch, batch, threads, gpu_layers)
         for i, ids in enumerate(windows.ids):
             yield Measured(i * window, total, not number)
             message = {

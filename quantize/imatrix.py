@@ -8,13 +8,10 @@ is replaced as a whole: whatever kills the computation, it can go on from there.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import signal
 import threading
 import time
-import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,20 +20,19 @@ import numpy as np
 
 from m3cli.engine.events import EngineConfig
 from m3cli.engine.process import WorkerClient
-from m3cli.errors import MachineError, ModelError, UsageError
+from m3cli.errors import ModelError, UsageError
 from m3cli.model.digest import model_digest
 from m3cli.model.header import read_header
 from m3cli.model.preflight import problem
 from m3cli.model.shape import ModelShape
 from m3cli.model.tokens import pack_ids
 from quantize.calibration import token_windows
+from quantize.imatrix_partial import PartialMatrix, Totals
 from quantize.importance import Entry, Importance, write_importance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
 FEW_WINDOWS = 50  # with fewer, what a text happens to be about shows in the matrix
 
@@ -148,14 +144,6 @@ class Computed:
 ImatrixEvent = Planned | ModelLoaded | Progress | Saved | Computed
 
 
-@dataclass(slots=True)
-class _Totals:
-    """Of one tensor: float64 sums [n_mat, n_cols] and int64 counts [n_mat]."""
-
-    sums: NDArray[np.float64]
-    counts: NDArray[np.int64]
-
-
 class ImatrixComputation:
     """Computes what a request asks for, once `planned` was read.
 
@@ -166,7 +154,7 @@ class ImatrixComputation:
 
     def __init__(self, request: ImatrixRequest) -> None:
         self._request = request
-        self._partial = _PartialFile(request.out, resume=request.resume)
+        self._partial = PartialMatrix(request.out, resume=request.resume)
         header = read_header(request.model)
         shape = ModelShape.from_header(header)
         if error := problem(header, shape):
@@ -184,7 +172,7 @@ class ImatrixComputation:
             "window": request.window,
             "output_tensor": request.output_tensor,
         }
-        self._done, self._before = self._partial.read(self._identity, self._text_digest)
+        self._done, self._before = self._resumed()
         self._stopping = self._computing = False
         self.planned = Planned(len(self._windows), request.window, windows.tokens, self._done)
 
@@ -200,9 +188,9 @@ class ImatrixComputation:
         with WorkerClient("computing the importance matrix") as worker, self._signals():
             self._ask(worker, b"")
             computing = time.monotonic()
+            self._computing = True
             yield ModelLoaded(computing - begin)
             saved, cost = computing, 0.0
-            self._computing = True
             for ids in self._windows[self._done :]:
                 self._ask(worker, pack_ids(ids))
                 self._done += 1
@@ -239,6 +227,18 @@ class ImatrixComputation:
             _unused(importance),
         )
 
+    def _resumed(self) -> tuple[int, dict[str, Totals]]:
+        """How many windows an earlier run did, and what they gave. Raises UsageError."""
+        done, text, totals = self._partial.read(self._identity)
+        if done > len(self._windows):
+            raise UsageError(
+                f"{done:,} windows are done already, and there are {len(self._windows):,} now.",
+                f"Ask for as many with --windows, of the same text. {self._partial.restart}",
+            )
+        if done and text != self._text_digest(done):
+            raise self._partial.mismatch("text")
+        return done, totals
+
     def _ask(self, worker: WorkerClient, payload: bytes, *, totals: bool = False) -> tuple[Any, bytes]:
         message = {
             "op": "activations",
@@ -248,11 +248,11 @@ class ImatrixComputation:
         }
         return worker.ask(message, payload)
 
-    def _totals(self, worker: WorkerClient) -> dict[str, _Totals]:
+    def _totals(self, worker: WorkerClient) -> dict[str, Totals]:
         """What all windows so far gave, with those of earlier runs."""
         reply, payload = self._ask(worker, b"", totals=True)
         result = reply["result"]
-        totals = {name: _Totals(each.sums.copy(), each.counts.copy()) for name, each in self._before.items()}
+        totals = {name: Totals(each.sums.copy(), each.counts.copy()) for name, each in self._before.items()}
         start = 0
         for name, n_mat, n_cols, counts in zip(
             result["names"], result["n_mat"], result["n_cols"], result["counts"], strict=True
@@ -263,7 +263,7 @@ class ImatrixComputation:
                 totals[name].sums += sums
                 totals[name].counts += np.array(counts, np.int64)
             else:
-                totals[name] = _Totals(sums, np.array(counts, np.int64))
+                totals[name] = Totals(sums, np.array(counts, np.int64))
         if not totals:
             raise ModelError(
                 f"llama.cpp multiplied with no weights of {self._request.model} that m3 knows.",
@@ -271,7 +271,7 @@ class ImatrixComputation:
             )
         return totals
 
-    def _save(self, totals: Mapping[str, _Totals]) -> None:
+    def _save(self, totals: Mapping[str, Totals]) -> None:
         identity = {**self._identity, "done": self._done, "text": self._text_digest(self._done)}
         self._partial.write(identity, totals)
 
@@ -329,79 +329,3 @@ def _unused(importance: Importance) -> tuple[Unused, ...]:
             number = int(layer[1])
             found[number] = Unused(number, tuple(experts.tolist()), len(entry.counts))
     return tuple(found[layer] for layer in sorted(found))
-
-
-class _PartialFile:
-    """Results so far, in `OUT.partial.npz`: one file, replaced as a whole, so that nothing can tear it.
-
-    An npz file of NumPy: `identity` is JSON as text, the others are `sums/TENSOR` and `counts/TENSOR`.
-    """
-
-    def __init__(self, out: Path, *, resume: bool) -> None:
-        self.path = out.with_name(out.name + ".partial.npz")
-        self._new = out.with_name(out.name + ".partial.new")
-        self._out = out
-        self._restart = f"Delete {self.path} to start anew."
-        self.refuse_existing_output()
-        if not out.parent.is_dir():
-            raise UsageError(f"The directory {out.parent} does not exist.", "Make it, or name another --out.")
-        if os.path.lexists(self.path) and not resume:
-            raise UsageError(
-                f"There is an unfinished importance matrix in {self.path}.",
-                f"Continue it with --resume. {self._restart}",
-            )
-
-    def refuse_existing_output(self) -> None:
-        """Raise UsageError when the output exists."""
-        if os.path.lexists(self._out):
-            raise UsageError(f"{self._out} already exists.", "Delete it, or name another file with --out.")
-
-    def read(self, identity: Mapping[str, object], text_digest: Any) -> tuple[int, dict[str, _Totals]]:
-        """How many windows are done, and what they gave; 0 and nothing where there is no file.
-
-        `identity` has to be that of the file, and `text_digest` of that many windows.
-        """
-        if not os.path.lexists(self.path):
-            return 0, {}
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                found = json.loads(str(file["identity"]))
-                names = [key.removeprefix("sums/") for key in file.files if key.startswith("sums/")]
-                done, text = int(found.pop("done")), found.pop("text")
-                totals = {name: _Totals(file[f"sums/{name}"], file[f"counts/{name}"]) for name in names}
-        except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
-            raise UsageError(
-                f"{self.path} is no unfinished importance matrix, or it is damaged.", self._restart
-            ) from error
-        if found != identity or text != text_digest(done):
-            what = next(
-                (name for name, value in identity.items() if found.get(name) != value), "text"
-            ).replace("_", " ")
-            raise UsageError(
-                f"The unfinished importance matrix in {self.path} was begun with another {what}.",
-                f"Use the options that it was begun with. {self._restart}",
-            )
-        return done, totals
-
-    def write(self, identity: Mapping[str, object], totals: Mapping[str, _Totals]) -> None:
-        """Replace the file. Raises MachineError when the disk is full or does not let itself be written."""
-        arrays: dict[str, Any] = {"identity": np.array(json.dumps(identity))}
-        for name, each in totals.items():
-            arrays |= {f"sums/{name}": each.sums, f"counts/{name}": each.counts}
-        try:
-            with self._new.open("wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            self._new.replace(self.path)
-        except OSError as error:
-            raise MachineError(
-                f"{self.path} cannot be written: {error.strerror or error}.",
-                "Free some space or check the permissions, then continue with --resume.",
-            ) from error
-        finally:
-            self._new.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Delete what is not needed any more."""
-        self.path.unlink(missing_ok=True)

@@ -85,12 +85,12 @@ def measure(
             if energy:
                 yield Measured(tensor, {kind: error / energy for kind, error in errors.items()}, True)
             else:
-                yield Measured(tensor, {kind: typical_error(kind) for kind in possible}, False)
+                yield typical(tensor, possible)
 
 
-def typical_error(kind: str) -> float:
-    """Relative error of a type where nothing was measured."""
-    return _TYPICAL_ERRORS.get(kind, 0.0)
+def typical(tensor: Tensor, kinds_of_it: Sequence[str]) -> Measured:
+    """What types make of other models' tensors, where nothing was measured."""
+    return Measured(tensor, {kind: _TYPICAL_ERRORS.get(kind, 0.0) for kind in kinds_of_it}, measured=False)
 
 
 def possible_types(tensor: Tensor, candidates: Sequence[str], *, with_importance: bool) -> list[str]:

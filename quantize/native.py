@@ -47,7 +47,8 @@ class Native(WorkerClient):
     def types(self, header: Header, file_type: int, *, importance: bool) -> dict[str, str]:
         """Type of each tensor in llama.cpp's own mixture number `file_type`.
 
-        `importance` says whether there is an importance matrix, which changes some choices. Raises ModelError.
+        `importance` says whether there is an importance matrix, which changes some choices. Raises
+        ModelError.
         """
         chosen = self._chosen(header.path, file_type, importance=importance, pure=False)
         return {tensor.name: chosen.get(tensor.name) or tensor.type for tensor in header.tensors}

@@ -39,13 +39,13 @@ class Source(NamedTuple):
 class PartialFiles:
     """Writes `files` beside `out`, one after the other, each from its beginning to its end.
 
-    `what` they are the result of, for messages. `fingerprint` stands for everything that the bytes depend on
-    but the contents of the `sources`; unfinished files with another one are not gone on with. Of a source that has changed since, everything
-    is written again from the first byte on that came from it. `done` counts the bytes of all files that
-    are written, in the order of `files`; after a resumption it is more than 0. A context manager: leaving
-    it keeps what was written. Raises UsageError when the files exist, when there are unfinished ones
-    and `resume` is off, when it was of something else, and when another process is at it; MachineError
-    when the disk is too full or does not let itself be written.
+    `what` they are the result of, for messages. `fingerprint` stands for everything that the bytes depend
+    on but the contents of the `sources`; unfinished files with another one are not gone on with. Of a
+    source that has changed since, everything is written again from the first byte on that came from it.
+    `done` counts the bytes of all files that are written, in the order of `files`; after a resumption it is
+    more than 0. A context manager: leaving it keeps what was written. Raises UsageError when the files
+    exist, when there are unfinished ones and `resume` is off, when they were of something else, and when
+    another process is at it; MachineError when the disk is too full or does not let itself be written.
     """
 
     def __init__(
@@ -213,7 +213,8 @@ class PartialFiles:
             )
         if not resume:
             raise UsageError(
-                f"There is an unfinished {self._what} in {self.directory}, {done / self.total:.0%} of it done.",
+                f"There is an unfinished {self._what} in {self.directory}, {done / self.total:.0%} of it "
+                "done.",
                 f"Continue it with --resume. {restart}",
             )
         self.done = done

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import regex
 
-_LONGEST = 200  # characters
+_LONGEST = 1000  # characters; enough to name every second layer
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?[^\]]*\]", re.DOTALL)
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 _LAYER = re.compile(r"blk\.\d+\.")
@@ -60,7 +60,7 @@ def _compile(pattern: str, where: str) -> regex.Pattern[str]:
 
     if len(pattern) > _LONGEST:
         raise UsageError(
-            f"{where} has a pattern of {len(pattern):,} characters; {_LONGEST} are the most.",
+            f"{where} has a pattern of {len(pattern):,} characters; {_LONGEST:,} are the most.",
             "Write several rules instead of one.",
         )
     if _REPEATED_GROUP.search(_ESCAPE_OR_CLASS.sub("x", pattern)):

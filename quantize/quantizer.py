@@ -53,11 +53,15 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class SourceModel:
-    """What goes in: a model, and the importance matrix of it, with the name of its file, if there is one."""
+    """What goes in: a model, and the importance matrix of it, with the name of its file, if there is one.
+
+    With `assume_importance` it is planned as if there were one.
+    """
 
     header: Header
     importance: Importance | None = None
     importance_name: str = ""
+    assume_importance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class Quantization:
         self._header, self._output, self._importance = header, output, importance
         types = {tensor.name: types.get(tensor.name, tensor.type) for tensor in header.tensors}
         changed = [tensor for tensor in header.tensors if types[tensor.name] != tensor.type]
-        _check_types(header, changed, types, output, file_type, importance)
+        _check_types(source, changed, types, output, file_type)
         self._files = lay_out(
             header,
             types,
@@ -257,13 +261,13 @@ def check_source(header: Header, quantizable: Collection[str], *, allow_requanti
 
 
 def _check_types(
-    header: Header,
+    source: SourceModel,
     changed: list[Tensor],
     types: Mapping[str, str],
     output: Output,
     file_type: int,
-    importance: Importance | None,
 ) -> None:
+    header, importance = source.header, source.importance
     unknown = [tensor for tensor in header.tensors if tensor.type not in _KNOWN]
     if unknown:
         raise ModelError(
@@ -278,7 +282,7 @@ def _check_types(
         if kinds.needs_importance(types[tensor.name], tensor.name, file_type)
     ]
     missing = [name for name in needy if importance is None or name not in importance.entries]
-    if missing:
+    if missing and not source.assume_importance:
         whose = "there is none" if importance is None else "the given one has nothing on it"
         raise UsageError(
             f"The type {types[missing[0]]} of {missing[0]} needs an importance matrix, and {whose}.",

@@ -54,7 +54,8 @@ _UNIFORM = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "Q4_K"),
     *("Q5_K", "Q6_K", "Q8_0"),
 )
-_SMALL = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # mixtures that are nearest to uniform
+# Types that llama.cpp's mixture of the same name is not mainly of, or that have none → the nearest mixture.
+_MIXTURES = {"IQ2_S": "IQ2_M", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +160,7 @@ def built_in() -> tuple[Recipe, ...]:
     directory = resources.files("quantize").joinpath("recipes")
     files = [file for file in directory.iterdir() if file.name.endswith(".toml")]
     brought = [_parse(file.read_bytes(), file.name, file.name) for file in files]
-    brought.sort(
-        key=lambda recipe: (min(kinds.bits(r.type) for r in recipe.rules if r.type != KEEP), recipe.name)
-    )
-    return (*map(_uniform, _UNIFORM), *brought)
+    return (*map(_uniform, _UNIFORM), *sorted(brought, key=_fewest_bits))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -181,12 +179,12 @@ def load_recipe(name_or_path: str) -> Recipe:
     return recipes[name_or_path.lower()]
 
 
-def _fewest_bits(recipe: Recipe) -> float:
-    return min(kinds.bits(rule.type) for rule in recipe.rules if rule.type != KEEP)
+def _fewest_bits(recipe: Recipe) -> tuple[float, str]:
+    return min(kinds.bits(rule.type) for rule in recipe.rules if rule.type != KEEP), recipe.name
 
 
 def _uniform(kind: str) -> Recipe:
-    name, file_type = f"uniform-{kind.lower()}", _SMALL.get(kind, kind)
+    name, file_type = f"uniform-{kind.lower()}", _MIXTURES.get(kind, kind)
     size = f"{kinds.bits(kind):g} bits a weight"
     needs = "; needs an importance matrix" if kinds.needs_importance(kind, "") else ""
     rest = Rule(".*", kind)
@@ -238,6 +236,10 @@ def _parse(data: bytes, place: str, name: str) -> Recipe:
             f"{place} lacks the key file_type.",
             'Add what the model file is to say it is, such as file_type = "Q4_K_M".',
         )
+    try:
+        file_type = FILE_TYPES[kinds.file_type(file_type)]
+    except UsageError as error:
+        raise UsageError(f"{place} has the file_type {file_type}, which there is not.", error.hint) from error
     rules = values.get("tensors")
     if not isinstance(rules, list) or not rules or not all(isinstance(rule, dict) for rule in rules):
         raise UsageError(
@@ -248,7 +250,7 @@ def _parse(data: bytes, place: str, name: str) -> Recipe:
         _text(values, "name", place) or name,
         _text(values, "description", place),
         tuple(_rule(rule, f"Rule {position} of {place}") for position, rule in enumerate(rules, 1)),
-        FILE_TYPES[kinds.file_type(file_type)],
+        file_type,
     )
 
 

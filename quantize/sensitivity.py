@@ -28,9 +28,11 @@ _ERROR = 1e-3  # relative energy of the noise: about what 6 bits a weight make
 # Medians of SmolLM2 135M and Qwen2.5 Coder 0.5B, by scripts/bench/quant_sensitivity.py; for tensors of which
 # nothing was measured. The first that is found in the name decides.
 _TYPICAL = (
-    (re.compile(r"^(output|token_embd)\."), 40.0),
-    (re.compile(r"attn_(k|v)\."), 0.12),
-    (re.compile(r""), 0.07),
+    (re.compile(r"^output\."), 10.0),
+    (re.compile(r"^token_embd\."), 1.0),
+    (re.compile(r"attn_k\."), 0.08),
+    (re.compile(r"attn_v\.|ffn_(up|down)"), 0.05),
+    (re.compile(r""), 0.03),
 )
 
 

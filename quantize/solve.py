@@ -12,7 +12,7 @@ from m3cli.model.header import DEFAULT_ALIGNMENT
 from quantize import kinds
 from quantize.budget import Option, allocate
 from quantize.layout import OutTensor, lay_out
-from quantize.measure import measure, possible_types
+from quantize.measure import measure, possible_types, typical
 from quantize.recipes import Recipe, Rule
 from quantize.sensitivity import typical_sensitivity
 
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
     from m3cli.model.header import Header, Tensor
     from quantize.budget import Allocation
     from quantize.importance import Importance
+    from quantize.measure import Measured
     from quantize.native import Native
     from quantize.quantizer import Output
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
-_FILE_TYPES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # that are called otherwise than tensors
+_FILE_TYPES = {
+    "Q3_K": "Q3_K_M",
+    "Q4_K": "Q4_K_M",
+    "Q5_K": "Q5_K_M",
+    "MXFP4": "MXFP4_MOE",
+}  # that are called otherwise than tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,9 @@ class Solved:
 class Solver:
     """Finds the recipe for `budget`; `extra` are the keys that the output will have beside the source's.
 
+    With `assume_importance` it is a forecast of what there will be with an importance matrix: nothing is
+    measured, and errors are those that each type typically makes.
+
     Raises UsageError for a candidate that is no type, and for a budget that is too small even with the
     smallest types, before anything is measured.
     """
@@ -94,7 +103,10 @@ class Solver:
         importance: Importance | None,
         output: Output,
         extra: Mapping[str, str | int],
+        *,
+        assume_importance: bool = False,
     ) -> None:
+        self._assumed = assume_importance
         self._header, self._budget, self._importance = header, budget, importance
         self._output, self._extra = output, extra
         self._tensors = {tensor.name: tensor for tensor in header.tensors if tensor.name in quantizable}
@@ -102,29 +114,21 @@ class Solver:
         unknown = [kind for kind in budget.candidates if kind not in kinds.WRITTEN]
         if unknown:
             raise UsageError(f"There is no type {unknown[0]}.", kinds.closest(unknown[0], kinds.WRITTEN))
-        least = {
-            name: min(self._possible(tensor), key=lambda kind, tensor=tensor: self._nbytes(tensor, kind))
-            for name, tensor in self._tensors.items()
-        }
-        if (total := self._total(least)) > budget.nbytes:
+        least = self._total({name: self._smallest(tensor) for name, tensor in self._tensors.items()})
+        if least > budget.nbytes:
+            known = importance is not None or assume_importance
+            smaller = "" if known else ", or an importance matrix with --imatrix, which allows smaller types"
             raise UsageError(
-                f"The budget of {budget.nbytes / 1e9:,.3f} GB is too small: with the smallest types that may be "
-                f"used, the model takes {total / 1e9:,.3f} GB.",
-                "Give more"
-                + (
-                    ""
-                    if importance
-                    else ", or an importance matrix with --imatrix, which allows smaller types"
-                )
-                + ".",
+                f"The budget of {budget.nbytes / 1e9:,.3f} GB is too small: the model takes "
+                f"{least / 1e9:,.3f} GB with the smallest types that it can have.",
+                f"Give more{smaller}.",
             )
 
     def run(self, native: Native) -> Iterator[Measuring | Solved]:
         """Measure each tensor, then choose; ends with Solved. Raises what Native.errors raises."""
         options: dict[str, list[Option]] = {}
         measured = True
-        candidates = self._budget.candidates
-        for each in measure(native, self._header, self._tensors, candidates, self._importance):
+        for each in self._measured(native):
             tensor = each.tensor
             yield Measuring(len(options), len(self._tensors), tensor.name)
             measured = measured and each.measured
@@ -157,6 +161,11 @@ class Solver:
             self._importance is not None and bool(self._importance.sensitivities),
         )
 
+    def _measured(self, native: Native) -> Iterator[Measured]:
+        if not self._assumed:
+            return measure(native, self._header, self._tensors, self._budget.candidates, self._importance)
+        return (typical(tensor, self._possible(tensor)) for tensor in self._tensors.values())
+
     def _allocate(self, options: Mapping[str, Sequence[Option]]) -> tuple[Allocation, int]:
         """The choice, and the bytes of the output; where it is cut into parts depends on the choice."""
         room = self._budget.nbytes - self._total({name: each[0].type for name, each in options.items()})
@@ -180,7 +189,7 @@ class Solver:
         return sum(file.nbytes for file in files)
 
     def _possible(self, tensor: Tensor) -> list[str]:
-        there = self._importance is not None and tensor.name in self._importance.entries
+        there = self._assumed or (self._importance is not None and tensor.name in self._importance.entries)
         return possible_types(tensor, self._budget.candidates, with_importance=there)
 
     def _smallest(self, tensor: Tensor) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MIN_WINDOW = 16  # tokens
 
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<role>.+?)(?:\.weight)?", re.DOTALL)
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d{1,4})\.)?(?P<role>.+?)(?:\.weight)?", re.DOTALL)
 _SHOWN_NAMES = 3
 
 
@@ -40,7 +40,7 @@ class VerifyRequest:
     """What to compare. Without `text`, which are paths, only the weights are.
 
     About `tokens` tokens of the text are run, in windows of `window`. `rows` is how many rows of a tensor are
-    looked at, 0 for all. `gpu_layers` −1 puts every layer on the GPU.
+    looked at, 0 for all. `gpu_layers` −1 puts every layer on the GPU; `threads` 0 takes all cores.
     """
 
     reference: Path
@@ -50,6 +50,7 @@ class VerifyRequest:
     window: int = 512
     rows: int = 1024
     gpu_layers: int = 0
+    threads: int = 0
 
 
 class ModelFile(NamedTuple):
@@ -119,6 +120,10 @@ class Verified:
     tensors: tuple[TensorError, ...]
     divergence: Divergence | None
 
+    def passes(self, max_kl: float) -> bool:
+        """Whether there is a mean KL divergence and it is at most `max_kl` nats."""
+        return self.divergence is not None and self.divergence.mean_kl.value <= max_kl
+
 
 class Verification:
     """Two files of one model, checked to be that: `planned` says what will be done with them.
@@ -173,6 +178,7 @@ class Verification:
                     [header.path for header in self._headers],
                     self._windows,
                     gpu_layers=self._request.gpu_layers,
+                    threads=self._request.threads,
                     directory=self.planned.directory,
                 ):
                     if isinstance(event, Divergence):
@@ -201,6 +207,7 @@ class Verification:
                     "rows": rows,
                     "columns": columns,
                     "sample": self._request.rows or rows,
+                    "threads": self._request.threads,
                 }
             )[0]["result"]
         )

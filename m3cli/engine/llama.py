@@ -170,8 +170,8 @@ def _gigabytes(path: str) -> str:
 def make_context(model: Any, config: EngineConfig, *, outputs: int = 1, callback: Any = None) -> Any:
     """Make a `llama_context`. Raises MachineError.
 
-    `outputs` is how many positions of a batch may have logits; `callback`, which has to outlive the context, is
-    called for the nodes of the graph, as `ggml_backend_sched_eval_callback` of ggml-backend.h.
+    `outputs` is how many positions of a batch may have logits. `callback` is called for the nodes of the
+    graph, as `ggml_backend_sched_eval_callback` of ggml-backend.h, and has to outlive the context.
     """
     params = lib.llama_context_default_params()
     params.n_ctx = config.n_ctx

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from m3cli.engine.ggml_tensor import op_name, tensor_at, values
-from m3cli.engine.llama import lib, load, logged, physical_cores
+from m3cli.engine.llama import lib, load, logged, make_context
 from m3cli.engine.placement import model_params
 from m3cli.engine.worker import config_of
-from m3cli.errors import EngineCrashError, MachineError, ModelError
+from m3cli.errors import EngineCrashError, ModelError
 from m3cli.model.preflight import dense_attention_error
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from m3cli.engine.worker import Message
 
 _FEWEST_ROWS = 16  # llama.cpp passes over smaller batches
-
-_KV_TYPES = {
-    "f32": lib.GGML_TYPE_F32,  # for comparisons with other implementations
-    "f16": lib.GGML_TYPE_F16,
-    "q8_0": lib.GGML_TYPE_Q8_0,
-    "q4_0": lib.GGML_TYPE_Q4_0,
-}
 
 
 class _Sums:
@@ -91,7 +84,8 @@ class _Collector:
             sums = self.sums[name] = _Sums(n_mat, n_cols)
         if sums.squares.shape != (n_mat, n_cols):
             raise ModelError(
-                f"The tensor {name} is used with rows of {n_cols:,} and of {sums.squares.shape[1]:,} columns.",
+                f"The rows that {name} is multiplied with have {n_cols:,} columns, and others had "
+                f"{sums.squares.shape[1]:,}.",
                 "No importance matrix can be computed for this model.",
             )
         if op_name(tensor.op) == "MUL_MAT_ID":
@@ -155,7 +149,12 @@ class _Run:
             self._model = load(config.model_path, model_params(config, extra_buffers=False))
             if lib.llama_model_has_encoder(self._model) or lib.llama_model_is_diffusion(self._model):
                 raise _cannot_generate(name)
-            self._context = _make_context(self._model, config, self.collector, name)
+            with logged() as lines:
+                self._context = make_context(
+                    self._model, config, outputs=config.n_batch, callback=self.collector.callback
+                )
+            if any("running DENSE attention" in line for line in lines) and not config.allow_dense:
+                raise dense_attention_error(name)
             if not lib.llama_get_memory(self._context):
                 raise _cannot_generate(name)
             self._batch = lib.llama_batch_init(config.n_batch, 0, 1)
@@ -170,7 +169,8 @@ class _Run:
         """Compute a window from an empty context. Raises ModelError, EngineCrashError."""
         if window.size and not 0 <= window.min() <= window.max() < self._vocabulary:
             raise ModelError(
-                f"The text has a token id of {window.max():,}, and the model knows {self._vocabulary:,} tokens.",
+                f"The text has a token id of {window.max():,}, and the model knows {self._vocabulary:,} "
+                "tokens.",
                 "The vocabulary in the model's file does not fit its weights; choose another file.",
             )
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
@@ -201,32 +201,6 @@ class _Run:
         if self._model:
             lib.llama_model_free(self._model)
             self._model = None
-
-
-def _make_context(model: Any, config: EngineConfig, collector: _Collector, name: str) -> Any:
-    """A context whose graph is watched by `collector`, with room for the logits of a whole batch."""
-    params = lib.llama_context_default_params()
-    params.n_ctx = config.n_ctx
-    params.n_seq_max = 1
-    params.kv_unified = False
-    params.n_batch = params.n_outputs_max = config.n_batch
-    params.n_ubatch = config.n_ubatch
-    params.n_threads = params.n_threads_batch = config.threads or physical_cores()
-    params.op_offload = config.op_offload
-    params.type_k, params.type_v = _KV_TYPES[config.kv_type_k], _KV_TYPES[config.kv_type_v]
-    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    params.cb_eval = collector.callback
-    with logged() as lines:
-        context = lib.llama_init_from_model(model, params)
-    if not context:
-        raise MachineError(
-            f"A context of {config.n_ctx:,} tokens could not be made for {name}: {_reason(lines)}.",
-            "Ask for a shorter --window if memory is short, or put fewer layers on the GPU.",
-        )
-    if any("running DENSE attention" in line for line in lines) and not config.allow_dense:
-        lib.llama_free(context)
-        raise dense_attention_error(name)
-    return context
 
 
 def _cannot_generate(name: str) -> ModelError:

@@ -48,7 +48,7 @@ def tensor_errors(message: Message, _payload: bytes) -> tuple[Any, bytes]:
         reference, new = (_values(side, some, columns, message["name"]) for side in sides)
         return _sum_of_squares(reference), _sum_of_squares(reference - new)
 
-    with ThreadPoolExecutor(physical_cores()) as pool:
+    with ThreadPoolExecutor(message["threads"] or physical_cores()) as pool:
         sums = list(pool.map(compare, range(0, len(rows), step)))
     energy, error = (sum(each) for each in zip(*sums, strict=True))
     return {"energy": energy, "error": error, "rows": len(rows)}, b""

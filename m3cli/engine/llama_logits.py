@@ -3,7 +3,7 @@
 Runs in the worker process, as all that uses llama.cpp does. The models run one after the other. In between,
 the logits of the first lie in a file without a name, which vanishes with this process however it ends. They
 are kept as 16-bit steps below the largest of their position: steps of 1/1024, which adds less than 1e-7 to a
-divergence, down to 64, below which the whole vocabulary has no share that a float64 could hold.
+divergence, down to 64, below which not even a whole vocabulary has a share that changes a float64.
 """
 
 from __future__ import annotations
@@ -148,6 +148,10 @@ class _Predictions:
         exact = self._exact[start : start + count]
         return [_Prediction(row, top, loss) for row, (top, loss) in zip(rows, exact, strict=True)]
 
+    def close(self) -> None:
+        """Give the file's room back; may be called twice."""
+        self._file.close()
+
     def _not_kept(self, error: OSError) -> MachineError:
         return MachineError(
             f"The predictions of the reference cannot be kept in {self._directory}: {error.strerror}.",
@@ -176,10 +180,12 @@ def logits(message: Message, payload: bytes) -> tuple[Any, bytes]:
     ids, first, position = unpack_ids(payload), message["first"], message["position"]
     model = _load(message)
     if _predictions is None or (message["keep"] and not position):
+        if _predictions is not None:
+            _predictions.close()
         _predictions = _Predictions(message["directory"], model.n_vocab)
     scores: list[tuple[float, ...]] = []
     following = first + 1
-    with ThreadPoolExecutor(physical_cores()) as pool:
+    with ThreadPoolExecutor(message["config"]["threads"] or physical_cores()) as pool:
         for some in model.logits(ids):
             actual = ids[following : following + len(some)]
             if message["keep"]:

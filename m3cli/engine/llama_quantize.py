@@ -152,9 +152,12 @@ def row_errors(message: Message, payload: bytes) -> tuple[Any, bytes]:
             total += energy(values - changed, weights)
         return total
 
+    total = sum(energy(*block) for block in blocks)
+    if not total:  # a file without data
+        return {"energy": 0.0, "errors": [0.0 for _ in message["to"]]}, b""
     with ThreadPoolExecutor(message["threads"] or physical_cores()) as pool:
         errors = list(pool.map(error, message["to"]))
-    return {"energy": sum(energy(*block) for block in blocks), "errors": errors}, b""
+    return {"energy": total, "errors": errors}, b""
 
 
 def encode(
@@ -164,7 +167,7 @@ def encode(
     importance: NDArray[np.float32] | None,
     out: NDArray[np.uint8],
 ) -> None:
-    """Quantize the rows `values`, contiguous float32, into `out`. Raises ModelError if the result is invalid."""
+    """Quantize rows of contiguous float32 into `out`. Raises ModelError if the result is invalid."""
     number = _NUMBERS[kind]
     weights = None if importance is None else importance.ctypes.data
     size = _quantize(number, values.ctypes.data, out.ctypes.data, 0, values.size // columns, columns, weights)

@@ -65,7 +65,7 @@ class _Probe:
         return total / len(changed)
 
     def _log_probabilities(self) -> NDArray[np.float64]:
-        """Of the second half of the window, whose tokens know what they are about: [positions, vocabulary]."""
+        """Of the second half of the window, which has seen the first: [positions, vocabulary]."""
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
         count = len(self._ids)
         batch = lib.llama_batch_init(count, 0, 1)
@@ -130,7 +130,7 @@ def _deviations(node: Tensor, operation: str) -> NDArray[np.float32]:
     outputs = ggml_tensor.values(node)
     energy = np.square(outputs, dtype=np.float64).mean(axis=(0, 1, 2))
     if operation == "GET_ROWS":
-        return np.sqrt(energy).astype(np.float32)
+        return np.asarray(np.sqrt(energy), np.float32)
     weights, inputs = node.source(0), ggml_tensor.values(node.source(1))[0]
     ids = ggml_tensor.values(node.source(2))[0, 0] if node.src[2] else None
     computed = explained = 0.0

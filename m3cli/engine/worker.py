@@ -4,9 +4,10 @@
 
 A frame is two lengths (JSON, payload), a JSON object and a payload of raw bytes; token ids travel
 in the payload as little-endian int32. A request is `{"op": "generate" | "tokenize" | "vocabulary" |
-"facts" | "dry_run", …}`, or names an operation of the modules in `_ELSEWHERE`. Each is answered by any number of `{"event": …}` and then by an event Finished
-or Stopped, a `{"result": …}` or an `{"error": …}`. `{"op": "stop"}` has no answer of its own: it ends the
-generation that is under way, or that was asked for before it.
+"facts" | "dry_run", …}`, or names an operation of a module in `_ELSEWHERE`. Each is answered by any number
+of `{"event": …}` and then by an event Finished or Stopped, a `{"result": …}` or an `{"error": …}`.
+`{"op": "stop"}` has no answer of its own: it ends the generation that is under way, or that was asked for
+before it.
 
 The frames have pipes of their own, so nothing that native code prints can corrupt them. The worker
 ignores SIGINT, which a terminal sends to the whole group, and SIGTERM, which others do: the parent

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
+import warnings
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
     from quantize.divergence import Divergence
     from quantize.verify import TensorError, Verified
@@ -23,6 +28,8 @@ SUFFIXES = (".png", ".svg")
 # Okabe and Ito's colours, which those can tell apart who do not see all colours; markers make them more.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _MARKERS = "osD^vP*"
+_MOST_IN_LEGEND = 30  # roles; M3 has 26
+_MOST_CHARACTERS = 80  # of a name
 _LOWEST_KL = 1e-9  # nats; below are rounding errors
 
 
@@ -32,22 +39,44 @@ def check_plot(path: Path) -> None:
         raise UsageError(f"The plot {path} is named neither *.png nor *.svg.", "Give --plot such a name.")
     if not path.parent.is_dir():
         raise UsageError(f"There is no directory {path.parent} for the plot.", "Make it first.")
+    _load_matplotlib()
+
+
+def _load_matplotlib() -> None:
+    """Import matplotlib for the first time. Raises MachineError.
+
+    Not in the current directory, which may be a tree that somebody else wrote: a file matplotlibrc there
+    would be read.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.CRITICAL)  # it speaks of its fonts and settings
+    here = os.open(".", os.O_RDONLY)
     try:
-        import matplotlib as mpl  # noqa: F401
-    except (ImportError, UnicodeError) as error:  # it reads a matplotlibrc in the current directory
+        os.chdir("/")
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
         raise MachineError(
             f"Plots are drawn by matplotlib, which cannot be loaded: {str(error).rstrip('.')}.",
             "Install it with: pip install 'm3cli[plot]'",
         ) from error
+    except UnicodeError as error:
+        raise MachineError(
+            f"Plots are drawn by matplotlib, which cannot read its settings: {error}.",
+            "Repair the file matplotlibrc of your settings.",
+        ) from error
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def plot(result: Verified, suffix: str) -> bytes:
     """Draw `result` as a PNG or SVG file, by `suffix`; the same bytes each time."""
+    _load_matplotlib()
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context():
-        mpl.rcdefaults()  # whatever a matplotlibrc says
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names in scripts that the font lacks
+        mpl.rcdefaults()  # whatever the settings of the user are
         mpl.rcParams.update({"svg.hashsalt": "m3", "font.size": 9, "axes.axisbelow": True})
         panels = 1 if result.divergence is None else 2
         figure = Figure(figsize=(8, 5.5) if panels == 1 else (14, 5.5), layout="constrained")
@@ -55,7 +84,7 @@ def plot(result: Verified, suffix: str) -> bytes:
         _weights(axes[0], result.tensors)
         if result.divergence is not None:
             _predictions(axes[1], result.divergence)
-        reference, new = (printable(file.path.name) for file in (result.reference, result.new))
+        reference, new = (_drawable(file.path.name) for file in (result.reference, result.new))
         between = "\n" if len(new + reference) > 60 * panels else " "
         figure.suptitle(f"{new}{between}against {reference}", parse_math=False)
         buffer = io.BytesIO()
@@ -71,11 +100,13 @@ def _weights(axes: Axes, tensors: tuple[TensorError, ...]) -> None:
 
     changed = [tensor for tensor in tensors if tensor.error and np.isfinite(tensor.error)]
     last = max((tensor.layer for tensor in tensors if tensor.layer is not None), default=-1)
-    roles = list(dict.fromkeys(tensor.role for tensor in changed))
-    for number, role in enumerate(roles):
-        group = sorted((t for t in changed if t.role == role), key=lambda t: t.layer or 0)
-        beside = 0.7 * (number / max(len(roles) - 1, 1) - 0.5)  # or equal errors would hide each other
-        axes.plot(
+    groups: dict[str, list[TensorError]] = defaultdict(list)
+    for tensor in sorted(changed, key=lambda tensor: last + 1 if tensor.layer is None else tensor.layer):
+        groups[tensor.role].append(tensor)
+    lines: list[Line2D] = []
+    for number, group in enumerate(groups.values()):
+        beside = 0.7 * (number / max(len(groups) - 1, 1) - 0.5)  # or equal errors would hide each other
+        lines += axes.plot(
             [(last + 2 if tensor.layer is None else tensor.layer) + beside for tensor in group],
             [tensor.error or 0.0 for tensor in group],
             linestyle="-",
@@ -83,7 +114,6 @@ def _weights(axes: Axes, tensors: tuple[TensorError, ...]) -> None:
             marker=_MARKERS[number // len(_COLORS) % len(_MARKERS)],
             markersize=3.5,
             color=_COLORS[number % len(_COLORS)],
-            label=printable(role),
         )
     axes.set_title(f"Weights: {len(changed):,} of {len(tensors):,} tensors changed")
     axes.set_ylabel("relative error, √(Σ(w−w′)² / Σw²)")
@@ -104,7 +134,22 @@ def _weights(axes: Axes, tensors: tuple[TensorError, ...]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=5, frameon=False, fontsize=8)
+    legend = axes.legend(
+        lines[:_MOST_IN_LEGEND],
+        [_drawable(role) for role in list(groups)[:_MOST_IN_LEGEND]],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.11),
+        ncols=5,
+        frameon=False,
+        fontsize=8,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _drawable(text: str) -> str:
+    """`text` without what no font has: control characters, and bytes of a file's name that are no UTF-8."""
+    return printable(text).encode("utf-8", "replace").decode()[:_MOST_CHARACTERS]
 
 
 def _predictions(axes: Axes, divergence: Divergence) -> None:

@@ -67,7 +67,7 @@ def explanation(solved: Solved) -> list[str]:
         lines.append("the file holds no weights, so errors are those that each type typically makes")
     if not solved.sensitivities:
         lines.append(
-            "how much each tensor matters is taken from other models; m3 quantize imatrix measures it for this one"
+            "how much each tensor matters is taken from other models; m3 quantize imatrix measures it"
         )
     return lines
 

@@ -268,8 +268,8 @@ def verify_object(result: Verified, max_kl: float | None = None) -> dict[str, An
             "perplexity_ratio": _estimate_object(divergence.perplexity_ratio),
             "delta_p_rms": _estimate_object(divergence.delta_p),
         },
-        "max_kl": max_kl,
-        "passed": None if divergence is None or max_kl is None else divergence.mean_kl.value <= max_kl,
+        "max_kl": _finite(max_kl),
+        "passed": None if max_kl is None else result.passes(max_kl),
     }
 
 

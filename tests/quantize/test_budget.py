@@ -14,7 +14,9 @@ sizes = st.integers(1, 50)
 costs = st.floats(0, 100, allow_nan=False).map(lambda cost: round(cost, 2))
 tables = st.dictionaries(
     st.sampled_from("abcd"),
-    st.lists(st.builds(Option, st.sampled_from(["Q2_K", "Q4_K", "Q8_0"]), sizes, costs), min_size=1, max_size=4),
+    st.lists(
+        st.builds(Option, st.sampled_from(["Q2_K", "Q4_K", "Q8_0"]), sizes, costs), min_size=1, max_size=4
+    ),
     min_size=1,
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +13,13 @@ from m3cli.model.ggml_types import FILE_TYPES, TENSOR_TYPES
 from m3cli.model.header import read_header
 from quantize import kinds
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 # Mixtures whose default is one type: `llama_ftype_get_default_type`.
 DEFAULTS = {
     **{name: name for name in FILE_TYPES.values() if name in kinds.WRITTEN},
     **{f"{kind}_S": kind for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K")},
     **{f"{kind}_M": kind for kind in ("Q3_K", "Q4_K", "Q5_K")},
     "Q3_K_L": "Q3_K",
+    "IQ2_S": "IQ2_XS",
     "IQ2_M": "IQ2_S",
     "IQ3_XS": "IQ3_S",
     "IQ3_M": "IQ3_S",
@@ -37,7 +35,7 @@ def test_what_is_written_is_sorted_and_known() -> None:
 
 @pytest.mark.parametrize("kind", kinds.WRITTEN)
 def test_llama_cpp_writes_it_in_as_many_bytes(kind: str) -> None:
-    """The quantizer of the installed build takes each type; rows are as long as computed and hold the values."""
+    """The installed build's quantizer takes each type; rows are of the computed size and hold the values."""
     from m3cli.engine.ggml_rows import dequantize
     from m3cli.engine.llama_quantize import encode
 
@@ -45,7 +43,7 @@ def test_llama_cpp_writes_it_in_as_many_bytes(kind: str) -> None:
     out = np.empty(2 * kinds.row_bytes(kind, 512), np.uint8)
     encode(kind, values, 512, np.ones(512, np.float32), out)  # raises where sizes differ
     again = dequantize(kind, out.data, values.size).reshape(values.shape)
-    assert np.square(again - values).sum() / np.square(values).sum() < 4 ** -(kinds.bits(kind) - 1)
+    assert np.square(again - values).sum() / np.square(values).sum() < 2 ** -(kinds.bits(kind) - 0.5)
 
 
 @pytest.mark.parametrize("kind", kinds.WRITTEN)
@@ -69,13 +67,13 @@ def test_types_that_need_importance() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - {"F16", "BF16", "F32"}))  # not quantized to
-def test_fallbacks_are_those_of_llama_cpp(name: str, tiny_gguf: Path) -> None:
-    """For every mixture, a model of narrow tensors gets the types that llama.cpp's own quantizer names."""
+def test_fallbacks_are_those_of_llama_cpp(name: str, smollm2: str) -> None:
+    """For each mixture, a model with rows of 576 weights gets the types that llama.cpp's quantizer names."""
     from m3cli.engine.llama_quantize import quantized_types
 
-    header = read_header(tiny_gguf)
+    header = read_header(Path(smollm2))
     message = {
-        "path": str(tiny_gguf),
+        "path": smollm2,
         "file_type": kinds.file_type(name),
         "importance": True,
         "pure": True,
@@ -83,8 +81,7 @@ def test_fallbacks_are_those_of_llama_cpp(name: str, tiny_gguf: Path) -> None:
     chosen, _ = quantized_types(message, b"")
     columns = {tensor.name: tensor.dims[0] for tensor in header.tensors}
     quantized = {tensor: kind for tensor, kind in chosen.items() if kind}
-    assert len(quantized) > 20
-    assert any(columns[tensor] % 256 for tensor in quantized)
+    assert 576 in {columns[tensor] for tensor in quantized}
     assert quantized == {tensor: kinds.fallback(DEFAULTS[name], columns[tensor]) for tensor in quantized}
 
 
@@ -106,11 +103,13 @@ def test_the_last_resort_is_f16(kind: str, n_cols: int, expected: str) -> None:
 
 
 def test_numbers_and_names() -> None:
-    """Names give the numbers of ggml and llama.cpp, in any case for mixtures; others are told what there is."""
+    """Names give the numbers of ggml and llama.cpp; for an unknown one, the error says what there is."""
     assert {kinds.number(kind.name): kind for kind in TENSOR_TYPES.values()} == TENSOR_TYPES
     assert {kinds.file_type(name): name for name in FILE_TYPES.values()} == FILE_TYPES
     assert kinds.file_type("q4_k_m") == kinds.file_type("Q4_K") == 15
-    with pytest.raises(UsageError, match=r"no file type Q4_K_X\. Did you mean Q4_K_[SM]\?.*There are F32, F16"):
+    with pytest.raises(
+        UsageError, match=r"no file type Q4_K_X\. Did you mean Q4_K_[SM]\?.*There are F32, F16"
+    ):
         kinds.file_type("Q4_K_X")
     with pytest.raises(UsageError, match=r"no tensor type Q4_K_M\. Did you mean Q4_K\?"):
         kinds.number("Q4_K_M")

@@ -95,7 +95,7 @@ def test_nothing_is_overwritten_or_restarted_unasked(tmp_path: Path) -> None:
 def test_another_conversion_is_not_resumed(tmp_path: Path) -> None:
     """With another checkpoint or other options nothing is written, and nothing lost."""
     interrupted(tmp_path, 6)
-    with pytest.raises(UsageError, match="another checkpoint, or was begun with other options"):
+    with pytest.raises(UsageError, match="another model, or was begun with other options"):
         begin(tmp_path, "b", resume=True)
     assert begin(tmp_path, resume=True).done == 6
 

@@ -58,8 +58,8 @@ def imatrix(
 ) -> None:
     """Compute an importance matrix: which columns of a model's weights matter, measured on text.
 
-    MODEL is a GGUF file or a name of `m3 model list`; one that is quantized already will do. The file that is
-    written is llama.cpp's. An interrupted computation is kept and goes on with --resume.
+    MODEL is a GGUF file or a name of `m3 model list`; one that is quantized already will do. The result is
+    a file in llama.cpp's format. An interrupted computation goes on with --resume.
 
     Example:  m3 quantize imatrix M3-Q8_0.gguf --data ./texts --out M3.imatrix.gguf
     """

@@ -67,7 +67,7 @@ def _fits(recipes: tuple[Recipe, ...], model: str | None) -> list[Fit | UsageErr
     path = resolve(settings.model, settings.models).path
     header = read_header(path)
     with Native() as native:
-        quantizable = native.quantizable(path)
+        quantizable = native.quantizable(header)
     return [_fit(recipe, header, quantizable) for recipe in recipes]
 
 

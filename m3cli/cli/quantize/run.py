@@ -33,6 +33,12 @@ def run(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An importance matrix, of m3 or of llama.cpp.")
     ] = None,
+    assume_imatrix: Annotated[
+        bool,
+        typer.Option(
+            "--assume-imatrix", help="With --dry-run: plan for an importance matrix yet to be computed."
+        ),
+    ] = False,
     candidates: Annotated[
         str | None,
         typer.Option(metavar="TYPES", help="With --budget: types to choose from, such as Q2_K,Q4_K,Q8_0."),
@@ -58,12 +64,18 @@ def run(
 
     Example:  m3 quantize run M3-BF16.gguf --out M3.gguf --budget 138GB --imatrix M3.imatrix.gguf
     """
+    from m3cli.errors import UsageError
     from m3cli.report.output import write_json, write_stdout
     from m3cli.report.quantize_run import RunConsole, quantize_object, show_plan
     from quantize.choose import Choice, QuantizeRequest, choose
     from quantize.events import Converted
     from quantize.quantizer import Output, Quantization
 
+    if assume_imatrix and (not dry_run or imatrix is not None):
+        raise UsageError(
+            "--assume-imatrix is for a plan without an importance matrix.",
+            "Give it with --dry-run, without --imatrix.",
+        )
     request = QuantizeRequest(
         source,
         Output(
@@ -77,6 +89,7 @@ def run(
         values.nbytes(budget, "--budget") if budget is not None else None,
         imatrix,
         tuple(name.strip().upper() for name in candidates.split(",")) if candidates is not None else None,
+        assume_imatrix,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was written is kept
     done: Converted | None = None

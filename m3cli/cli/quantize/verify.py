@@ -34,6 +34,7 @@ def verify(
     gpu_layers: Annotated[
         int, typer.Option("--gpu-layers", min=-1, metavar="N", help="Layers on the GPU; -1 for all.")
     ] = 0,
+    threads: options.Threads = None,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png|.svg", help="Draw a plot, too.", show_default=False),
@@ -64,7 +65,8 @@ def verify(
     if plot is not None:
         check_plot(plot)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    request = VerifyRequest(reference, new, tuple(text or ()), tokens, window, rows, gpu_layers)
+    paths = tuple(text or ())
+    request = VerifyRequest(reference, new, paths, tokens, window, rows, gpu_layers, threads or 0)
     with VerifyConsole(quiet=quiet) as console:
         verification = Verification(request)
         console.plan(verification.planned)
@@ -78,6 +80,5 @@ def verify(
         write_json(verify_object(result, max_kl))
     else:
         print_tables(result, values.stdout_console())
-    divergence = result.divergence
-    if max_kl is not None and divergence is not None and divergence.mean_kl.value > max_kl:
+    if max_kl is not None and not result.passes(max_kl):
         raise typer.Exit(ExitCode.FINDINGS)
