@@ -160,11 +160,6 @@ class ImatrixComputation:
         if error := problem(header, shape):
             raise error
         self._config = _engine_config(request, shape)
-        if request.output_tensor and all(tensor.name != "output.weight" for tensor in header.tensors):
-            raise UsageError(
-                f"{request.model} has no output matrix of its own: it uses that of its embeddings.",
-                "Leave out --output-tensor.",
-            )
         windows = token_windows(request.data, request.model, request.window, request.windows)
         self._windows = windows.ids
         self._identity = {

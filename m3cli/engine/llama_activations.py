@@ -37,6 +37,9 @@ class _Sums:
         self.counts = np.zeros(n_mat, np.int64)
 
 
+_OUTPUTS = ("output.weight", "token_embd.weight")  # the second where embeddings are the output matrix too
+
+
 class _Collector:
     """What the callback adds up. An error within it is kept in `error`: none may pass through llama.cpp."""
 
@@ -72,7 +75,7 @@ class _Collector:
         if rows.ne[1] < _FEWEST_ROWS or rows.type_name != "F32":
             return False
         name = weight_name(tensor.source(0).text)
-        return name.startswith("blk.") or (self._output_tensor and name == "output.weight")
+        return name.startswith("blk.") or (self._output_tensor and name in _OUTPUTS)
 
     def _add(self, tensor: Tensor) -> None:
         weights = tensor.source(0)

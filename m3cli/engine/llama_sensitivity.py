@@ -1,14 +1,14 @@
 """How much the predictions of a model change when the output of one of its matrices is off by a little.
 
-The callback between two nodes of the graph adds noise to what a matrix has given, with the energy that an
-error of its weights would have: for each channel of the output, that of the squared weights times the
-mean squared input. Weights are not touched, so one pass over a window of text measures one matrix.
+The callback between two nodes of the graph adds to what a matrix has given the noise that random errors of
+its weights would make. For each channel of the output that is a Gaussian over the tokens, whose covariance
+follows from their inputs alone: where inputs agree, so do the errors, and attention does not average them
+away. Weights are not touched, so one pass over a window of text measures one matrix.
 Runs in the worker process, as all that uses llama.cpp does.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from m3cli.errors import MachineError
 from m3cli.model.tokens import unpack_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from m3cli.engine.worker import Message
 
 _USES = ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS")  # embeddings are looked up, and often are the output matrix too
-_EXPERTS = 16  # that are looked at in a tensor
-_ROWS = 64  # of a matrix, to compare the energy of its output with what its weights and input explain
+_MATRICES = 16  # experts of a tensor that are looked at
+_ROWS = 64  # of each
 _SEED = 0
 
 
@@ -41,9 +41,9 @@ class _Probe:
 
     def __init__(self, config: EngineConfig, ids: Sequence[int]) -> None:
         self._ids = ids
-        self._uses: dict[str, dict[str, NDArray[np.float32]]] = {}  # tensor → operation → deviations
+        self._uses: dict[str, dict[str, _Use]] = {}  # by tensor and operation
         self._target = ""
-        self._scale = 0.0
+        self._error_energy = 0.0
         self._random = np.random.default_rng(_SEED)
         self._error: BaseException | None = None
         self._callback = lib.ggml_backend_sched_eval_callback(self._called)
@@ -56,7 +56,7 @@ class _Probe:
         """Mean KL divergence, in nats a token, for a relative error of the matrix; None if it is not used."""
         if tensor not in self._uses:
             return None
-        self._target, self._scale = tensor, math.sqrt(error)
+        self._target, self._error_energy = tensor, error
         self._random = np.random.default_rng(_SEED)
         changed = self._log_probabilities()
         total = 0.0
@@ -103,16 +103,17 @@ class _Probe:
                 if self._target:
                     self._disturb(node, uses[operation])
                 elif operation not in uses:
-                    uses[operation] = _deviations(node, operation)
+                    uses[operation] = _Use(node, operation)
         except BaseException as error:  # noqa: BLE001 - raised by whoever called llama.cpp
             self._error = error
             return False
         return True
 
-    def _disturb(self, node: Tensor, deviations: NDArray[np.float32]) -> None:
-        values = ggml_tensor.values(node)
-        noise = self._random.standard_normal(values.shape, np.float32)
-        ggml_tensor.store(node, values + noise * (deviations * self._scale))
+    def _disturb(self, node: Tensor, use: _Use) -> None:
+        outputs = ggml_tensor.values(node)
+        flat = outputs.reshape(-1, outputs.shape[-1])
+        noise = use.spread @ self._random.standard_normal(flat.shape, np.float32)
+        ggml_tensor.store(node, (flat + np.sqrt(self._error_energy) * noise).reshape(outputs.shape))
 
     def close(self) -> None:
         """Free the context and the weights."""
@@ -120,54 +121,49 @@ class _Probe:
         lib.llama_model_free(self._model)
 
 
-def _deviations(node: Tensor, operation: str) -> NDArray[np.float32]:
-    """Of each channel of a product, for weights whose relative error is 1: [channels].
+class _Use:
+    """What a tensor does at one place of the graph, as far as errors of its weights are concerned.
 
-    Errors of weights have nothing to do with each other, so their energy in the output is what squared
-    weights and squared input make; the weights themselves may add up to more, or cancel out. What was
-    computed is corrected by the ratio of both, which is taken from a few rows.
+    `spread` [tokens, tokens] makes the output's noise, for an error of 1, out of independent numbers.
     """
-    outputs = ggml_tensor.values(node)
-    energy = np.square(outputs, dtype=np.float64).mean(axis=(0, 1, 2))
-    if operation == "GET_ROWS":
-        return np.asarray(np.sqrt(energy), np.float32)
-    weights, inputs = node.source(0), ggml_tensor.values(node.source(1))[0]
-    ids = ggml_tensor.values(node.source(2))[0, 0] if node.src[2] else None
-    computed = explained = 0.0
-    for matrix, rows in _inputs_of(inputs, ids):
-        sample = _sample(weights, matrix, _ROWS if ids is None else _ROWS // 4)
-        computed += float(np.square(rows @ sample.T).sum())
-        explained += float((np.square(rows) @ np.square(sample).T).sum())
-    outputs = ggml_tensor.values(node)
-    energy = np.square(outputs, dtype=np.float64).mean(axis=(0, 1, 2))
-    deviations: NDArray[np.float32] = np.sqrt(energy * (explained / computed if computed else 0)).astype(
-        np.float32
-    )
-    return deviations
+
+    def __init__(self, node: Tensor, operation: str) -> None:
+        if operation == "GET_ROWS":  # what is looked up is the weights themselves
+            inputs = ggml_tensor.values(node).reshape(-1, node.ne[0])
+            rows = ggml_tensor.values(node.source(1)).ravel()
+            energy = np.square(inputs).mean(axis=1)
+            covariance = np.sqrt(np.outer(energy, energy)) * (rows[:, None] == rows)
+        else:
+            inputs = _inputs(node)
+            covariance = inputs @ inputs.T
+            # The energy of an error of 1 is that of squared inputs times squared weights.
+            total = float((np.square(inputs) @ _column_energy(node.source(0))).sum())
+            covariance *= total / np.trace(covariance)
+            if operation == "MUL_MAT_ID":
+                experts = ggml_tensor.values(node.source(2)).ravel()
+                covariance *= experts[:, None] == experts
+        values, vectors = np.linalg.eigh(covariance.astype(np.float64))
+        self.spread = np.asarray(vectors * np.sqrt(np.maximum(values, 0)), np.float32)
 
 
-def _inputs_of(
-    inputs: NDArray[np.float32], ids: NDArray[np.int32] | None
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """(matrix, rows that are multiplied with it): all of the one matrix, or one row each of some experts."""
-    if ids is None:
-        yield 0, inputs.reshape(-1, inputs.shape[-1]).astype(np.float64)
-        return
-    tokens, used = ids.shape
-    for token in range(0, tokens, max(1, tokens // _EXPERTS)):
-        row = inputs[token, 0 if inputs.shape[1] == 1 else token % used]
-        yield int(ids[token, token % used]), row[None].astype(np.float64)
+def _inputs(node: Tensor) -> NDArray[np.float32]:
+    """Row that each row of a product was multiplied from: [tokens, columns]."""
+    inputs = ggml_tensor.values(node.source(1))
+    shape = (*node.ne[:0:-1], inputs.shape[-1])  # experts of one token may share its row
+    return np.ascontiguousarray(np.broadcast_to(inputs, shape)).reshape(-1, inputs.shape[-1])
 
 
-def _sample(weights: Tensor, matrix: int, most: int) -> NDArray[np.float64]:
-    """At most `most` rows of a matrix, evenly spread: [rows, columns]."""
-    columns, rows = weights.ne[0], weights.ne[1]
-    chosen = range(0, rows, -(-rows // most))
-    data = b"".join(
-        ggml_tensor.read(weights, matrix * weights.nb[2] + row * weights.nb[1], weights.nb[1])
-        for row in chosen
-    )
-    return dequantize(weights.type_name, data, len(chosen) * columns).reshape(-1, columns).astype(np.float64)
+def _column_energy(weights: Tensor) -> NDArray[np.float32]:
+    """Mean squared weight of each column, of some rows of some matrices: [columns]."""
+    columns, rows, matrices = weights.ne[0], weights.ne[1], weights.ne[2]
+    places = [
+        matrix * weights.nb[2] + row * weights.nb[1]
+        for matrix in range(0, matrices, -(-matrices // _MATRICES))
+        for row in range(0, rows, -(-rows // _ROWS))
+    ]
+    data = b"".join(ggml_tensor.read(weights, place, weights.nb[1]) for place in places)
+    values = dequantize(weights.type_name, data, len(places) * columns).reshape(-1, columns)
+    return np.asarray(np.square(values).mean(axis=0))
 
 
 _probe: _Probe | None = None
