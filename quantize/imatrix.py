@@ -1,4 +1,6 @@
-"""An importance matrix of a model, computed over text: `Planned ModelLoaded (Progress | Saved)* Computed`.
+"""An importance matrix of a model, computed over text.
+
+It streams `Planned ModelLoaded (Progress | Saved)* (Probing | Saved)* Computed`.
 
 The parent's side of m3cli.engine.llama_activations. Windows of text are computed one after the other, each
 from an empty context. Now and then all that was added up is written into one file beside the output, which
@@ -13,7 +15,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +31,8 @@ from m3cli.model.tokens import pack_ids
 from quantize.calibration import token_windows
 from quantize.imatrix_partial import PartialMatrix, Totals
 from quantize.importance import Entry, Importance, write_importance
+from quantize.native import Native
+from quantize.sensitivity import measure_sensitivities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,6 +42,7 @@ FEW_WINDOWS = 50  # with fewer, what a text happens to be about shows in the mat
 
 _LEAST_WINDOW = 16  # llama.cpp passes over smaller batches
 _UBATCH = 512  # tokens, llama.cpp's default
+_PROBED = 256  # tokens, of the second half of which the predictions are compared
 _SAVING_SHARE = 0.05  # of the time, at most, is spent on saving
 _EXPERTS_IN_RAM = ((r"\.ffn_\w+_exps\.", "CPU"),)
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -46,6 +51,9 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 @dataclass(frozen=True, slots=True)
 class ImatrixRequest:
     """What to compute, of which text. Sizes are in tokens; `windows` None takes all that the text has.
+
+    With `output_tensor`, the output matrix is measured too, and with `sensitivities` what an error in each
+    tensor does to the model's predictions; both are what a budget is spent by.
 
     `gpu_layers` −1 puts on the GPU what it can take; with `cpu_moe` the routed experts stay in main memory.
     Results so far are saved every `save_every` seconds, or less often where saving takes long.
@@ -56,7 +64,8 @@ class ImatrixRequest:
     out: Path
     window: int = 512
     windows: int | None = None
-    output_tensor: bool = False
+    output_tensor: bool = True
+    sensitivities: bool = True
     gpu_layers: int = -1
     cpu_moe: bool = False
     threads: int = 0
@@ -95,8 +104,17 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Probing:
+    """The sensitivities of `done` of `total` tensors are measured, which takes `seconds_left` more."""
+
+    done: int
+    total: int
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
-    """What the first `windows` gave is in the file `path`."""
+    """What the first `windows` gave is in the file `path`, with the sensitivities that are measured."""
 
     path: Path
     windows: int
@@ -115,13 +133,14 @@ class Unused:
 class Computed:
     """The matrix is in the file `out`: entries for `tensors`, from `windows` with `tokens` in all.
 
-    `seconds` are those of this run.
+    `sensitivities` are how many tensors have one; `seconds` are those of this run.
     """
 
     out: Path
     tensors: int
     windows: int
     tokens: int
+    sensitivities: int
     seconds: float
     unused: tuple[Unused, ...]
 
@@ -141,7 +160,7 @@ class Computed:
         return ""
 
 
-ImatrixEvent = Planned | ModelLoaded | Progress | Saved | Computed
+ImatrixEvent = Planned | ModelLoaded | Progress | Probing | Saved | Computed
 
 
 class ImatrixComputation:
@@ -155,7 +174,7 @@ class ImatrixComputation:
     def __init__(self, request: ImatrixRequest) -> None:
         self._request = request
         self._partial = PartialMatrix(request.out, resume=request.resume)
-        header = read_header(request.model)
+        self._header = header = read_header(request.model)
         shape = ModelShape.from_header(header)
         if error := problem(header, shape):
             raise error
@@ -167,6 +186,7 @@ class ImatrixComputation:
             "window": request.window,
             "output_tensor": request.output_tensor,
         }
+        self._sensitivities: dict[str, float | None] = {}  # None: the tensor is not used
         self._done, self._before = self._resumed()
         self._stopping = self._computing = False
         self.planned = Planned(len(self._windows), request.window, windows.tokens, self._done)
@@ -204,11 +224,15 @@ class ImatrixComputation:
                 self._save(totals)
                 yield Saved(self._partial.path, self._done)
                 raise KeyboardInterrupt
+        if self._request.sensitivities:
+            with self._signals():
+                yield from self._probe(totals)
         importance = Importance(
             {name: Entry(each.sums.astype(np.float32), each.counts) for name, each in totals.items()},
             self._request.data,
             window,
             self._done,
+            {name: value for name, value in self._sensitivities.items() if value is not None},
         )
         self._partial.refuse_existing_output()
         write_importance(self._request.out, importance)
@@ -218,13 +242,37 @@ class ImatrixComputation:
             len(totals),
             self._done,
             self._done * window,
+            len(importance.sensitivities),
             time.monotonic() - begin,
             _unused(importance),
         )
 
+    def _probe(self, totals: Mapping[str, Totals]) -> Iterator[Probing | Saved]:
+        """Measure the sensitivities that are not known yet, on the beginning of the first window."""
+        with Native(self._request.threads) as native:
+            wanted = native.quantizable(self._header)
+        names = [tensor.name for tensor in self._header.tensors if tensor.name in wanted]
+        left = [name for name in names if name not in self._sensitivities]
+        ids = self._windows[0][:_PROBED]
+        config = replace(self._config, n_ctx=len(ids), n_batch=len(ids), n_ubatch=len(ids))
+        begin = saved = time.monotonic()
+        with WorkerClient("measuring sensitivities") as worker:
+            for done, each in enumerate(measure_sensitivities(worker, config, ids, left), 1):
+                self._sensitivities[each.tensor] = each.value
+                now = time.monotonic()
+                yield Probing(
+                    len(names) - len(left) + done, len(names), (now - begin) / done * (len(left) - done)
+                )
+                if self._stopping or (now - saved >= self._request.save_every and done < len(left)):
+                    self._save(totals)
+                    saved = time.monotonic()
+                    yield Saved(self._partial.path, self._done)
+                if self._stopping:
+                    raise KeyboardInterrupt
+
     def _resumed(self) -> tuple[int, dict[str, Totals]]:
         """How many windows an earlier run did, and what they gave. Raises UsageError."""
-        done, text, totals = self._partial.read(self._identity)
+        done, text, totals, self._sensitivities = self._partial.read(self._identity)
         if done > len(self._windows):
             raise UsageError(
                 f"{done:,} windows are done already, and there are {len(self._windows):,} now.",
@@ -267,7 +315,12 @@ class ImatrixComputation:
         return totals
 
     def _save(self, totals: Mapping[str, Totals]) -> None:
-        identity = {**self._identity, "done": self._done, "text": self._text_digest(self._done)}
+        identity = {
+            **self._identity,
+            "done": self._done,
+            "text": self._text_digest(self._done),
+            "sensitivities": self._sensitivities,
+        }
         self._partial.write(identity, totals)
 
     def _text_digest(self, count: int) -> str:

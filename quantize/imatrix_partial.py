@@ -52,19 +52,24 @@ class PartialMatrix:
         if os.path.lexists(self._out):
             raise UsageError(f"{self._out} already exists.", "Delete it, or name another file with --out.")
 
-    def read(self, identity: Mapping[str, object]) -> tuple[int, str, dict[str, Totals]]:
-        """How many windows are done, the digest of their text, and what they gave; nothing without a file.
+    def read(
+        self, identity: Mapping[str, object]
+    ) -> tuple[int, str, dict[str, Totals], dict[str, float | None]]:
+        """How many windows are done, the digest of their text, what they gave, and sensitivities.
+
+        Nothing of all this without a file.
 
         Raises UsageError when it is damaged, or was begun with something else than `identity`.
         """
         if not os.path.lexists(self.path):
-            return 0, "", {}
+            return 0, "", {}, {}
         try:
             # An open one, because NumPy does not close a file that it finds to be broken.
             with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 found = json.loads(str(file["identity"]))
                 names = [key.removeprefix("sums/") for key in file.files if key.startswith("sums/")]
                 done, text = int(found["done"]), str(found["text"])
+                sensitivities = dict(found["sensitivities"])
                 totals = {name: Totals(file[f"sums/{name}"], file[f"counts/{name}"]) for name in names}
         except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
             raise UsageError(
@@ -73,7 +78,7 @@ class PartialMatrix:
         for name, value in identity.items():
             if found.get(name) != value:
                 raise self.mismatch(name.replace("_", " "))
-        return done, text, totals
+        return done, text, totals, sensitivities
 
     def mismatch(self, what: str) -> UsageError:
         """The refusal to go on with results that were begun with another `what`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from m3cli.report.progress import BytesConsole
 from m3cli.report.text import amount, duration
-from quantize.imatrix import Computed, ModelLoaded, Planned, Progress
+from quantize.imatrix import Computed, ModelLoaded, Planned, Probing, Progress
 
 if TYPE_CHECKING:
     from quantize.imatrix import ImatrixEvent, Unused
@@ -22,6 +22,7 @@ class ImatrixConsole(BytesConsole):
 
     def __init__(self, *, quiet: bool = False) -> None:
         super().__init__("the same command with --resume goes on from here", quiet=quiet)
+        self._what = ""
 
     def __enter__(self) -> ImatrixConsole:
         return self
@@ -36,26 +37,33 @@ class ImatrixConsole(BytesConsole):
         elif isinstance(event, ModelLoaded):
             self.note(f"model loaded in {duration(event.seconds)}")
         elif isinstance(event, Progress):
-            self._progress(event)
+            text = f"{event.tokens_per_second:,.0f} tokens/s, {duration(event.seconds_left)} left"
+            self._progress("window", event.done, event.total, text)
+        elif isinstance(event, Probing):
+            text = f"{duration(event.seconds_left)} left"
+            self._progress("sensitivity", event.done, event.total, text)
         elif isinstance(event, Computed):
             self._computed(event)
 
-    def _progress(self, event: Progress) -> None:
-        text = f"{event.tokens_per_second:,.0f} tokens/s, {duration(event.seconds_left)} left"
+    def _progress(self, what: str, done: int, total: int, text: str) -> None:
+        if self._bar is not None and self._what != what:
+            self._bar.stop()
+            self._bar = None
+        self._what = what
         if self._bar is None and not self._quiet and self._stderr.is_terminal:
-            self._begin(event.done, event.total)
+            self._begin(done, total)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=event.done, description=text)
+            self._bar.update(self._bar.task_ids[0], completed=done, description=text)
         elif time.monotonic() - self._told > _SILENCE:
             self._told = time.monotonic()
-            self.note(f"{event.done:,} of {amount(event.total, 'window')}, {text}")
+            self.note(f"{what} {done:,} of {total:,}, {text}")
 
     def _begin(self, done: int, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
         self._bar = Bar(
-            TextColumn("windows"),
+            TextColumn(self._what),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.description}", markup=False),
@@ -67,6 +75,8 @@ class ImatrixConsole(BytesConsole):
 
     def _computed(self, event: Computed) -> None:
         what = f"{amount(event.tensors, 'tensor')} from {event.tokens:,} tokens"
+        if event.sensitivities:
+            what += f", the sensitivities of {event.sensitivities:,}"
         self.note(f"wrote {event.out}: {what}, in {duration(event.seconds)}")
         for unused in event.unused[:_SHOWN]:
             self.note(f"note: {_sentence(unused)}")

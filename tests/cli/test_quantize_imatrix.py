@@ -23,7 +23,7 @@ README = str(Path(__file__).parents[2] / "README.md")
 def command(tiny_gguf: Path) -> list[str]:
     return [
         "quantize", "imatrix", str(tiny_gguf), "--data", README, "--out", "m3.imatrix.gguf",
-        "--window", "32", "--threads", "1",
+        "--window", "32", "--threads", "1", "--no-sensitivity",
     ]  # fmt: skip
 
 
@@ -94,7 +94,6 @@ def test_an_interrupted_run_is_resumed(
             "The value 'often' of --save-every is",
         ),
         (["demo", "--data", README, "--window", "8"], "A window of 8 tokens cannot be taken"),
-        (["demo", "--data", README, "--output-tensor"], "has no output matrix of its own"),
     ],
 )
 def test_wrong_input_is_told(m3: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

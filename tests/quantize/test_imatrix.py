@@ -26,12 +26,14 @@ from quantize.imatrix import (
     ImatrixRequest,
     ModelLoaded,
     Planned,
+    Probing,
     Progress,
     Saved,
     Unused,
     _unused,
 )
 from quantize.importance import Entry, Importance, read_importance
+from quantize.native import Native
 from tests.engine.test_activations import measure
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ def request_(tiny_gguf: Path, tmp_path: Path) -> ImatrixRequest:
         windows=6,
         threads=1,
         save_every=3600,
+        output_tensor=False,
+        sensitivities=False,
     )
 
 
@@ -116,7 +120,10 @@ import sys
 from pathlib import Path
 from quantize.imatrix import ImatrixComputation, ImatrixRequest, Progress, Saved
 model, data, out = sys.argv[1:]
-request = ImatrixRequest(Path(model), (data,), Path(out), window=32, windows=6, threads=1, save_every=0)
+request = ImatrixRequest(
+    Path(model), (data,), Path(out), window=32, windows=6, threads=1, save_every=0,
+    output_tensor=False, sensitivities=False,
+)
 saved = 0
 for event in ImatrixComputation(request).run():
     if isinstance(event, Saved):
@@ -174,6 +181,31 @@ def test_an_interrupt_loses_nothing(request_: ImatrixRequest, tmp_path: Path, nu
     resumed = run(replace(request_, windows=8, resume=True))
     assert resumed[0] == replace(run_planned(want), resumed=2)
     assert_same(request_.out, want.out)
+
+
+def test_sensitivities_are_measured_and_kept(request_: ImatrixRequest, tmp_path: Path) -> None:
+    """Every tensor that can be quantized has one; an interrupted run goes on with those it has."""
+    want = replace(request_, out=tmp_path / "want.gguf", sensitivities=True, output_tensor=True)
+    computed = run(want)[-1]
+    importance = read_importance(want.out)
+    with Native() as native:
+        quantizable = native.quantizable(read_header(request_.model))
+    assert set(importance.sensitivities) == quantizable
+    assert isinstance(computed, Computed)
+    assert computed.sensitivities == len(quantizable)
+    assert all(value > 0 for value in importance.sensitivities.values())
+
+    begun = replace(want, out=request_.out)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - raised by what goes on after the signal
+        for event in ImatrixComputation(begun).run():
+            if isinstance(event, Probing) and event.done == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+    events = run(replace(begun, resume=True))
+    probed = [event for event in events if isinstance(event, Probing)]
+    assert (probed[0].done, probed[-1].done) == (6, len(quantizable))
+    assert not any(isinstance(event, Progress) for event in events)
+    assert read_importance(begun.out).sensitivities == importance.sensitivities
+    assert_same(begun.out, want.out)
 
 
 def run_planned(request: ImatrixRequest) -> Planned:
@@ -320,8 +352,6 @@ def test_wrong_input_is_one_sentence_and_a_hint(
         ImatrixComputation(replace(request_, out=tmp_path / "there.gguf"))
     with pytest.raises(UsageError, match=r"The directory .* does not exist"):
         ImatrixComputation(replace(request_, out=tmp_path / "nowhere" / "out.gguf"))
-    with pytest.raises(UsageError, match="no output matrix of its own"):
-        ImatrixComputation(replace(request_, model=Path(smollm2), output_tensor=True))
     with pytest.raises(ModelError, match=r"there\.gguf"):
         ImatrixComputation(replace(request_, model=tmp_path / "there.gguf"))
     (tmp_path / "short.txt").write_text("a few words")

@@ -33,8 +33,16 @@ def imatrix(
         typer.Option(metavar="N", min=1, help="Take N windows, spread over the text (default: all)."),
     ] = None,
     output_tensor: Annotated[
-        bool, typer.Option("--output-tensor", help="Measure the output matrix too.")
-    ] = False,
+        bool,
+        typer.Option("--output-tensor/--no-output-tensor", help="Measure the output matrix too."),
+    ] = True,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity/--no-sensitivity",
+            help="Measure too what an error in each tensor does, for --budget: one short pass a tensor.",
+        ),
+    ] = True,
     threads: options.Threads = None,
     gpu_layers: Annotated[
         int | None,
@@ -58,6 +66,8 @@ def imatrix(
 ) -> None:
     """Compute an importance matrix: which columns of a model's weights matter, measured on text.
 
+    With it comes how much the model's predictions suffer from errors in each tensor.
+
     MODEL is a GGUF file or a name of `m3 model list`; one that is quantized already will do. The result is
     a file in llama.cpp's format. An interrupted computation goes on with --resume.
 
@@ -76,6 +86,7 @@ def imatrix(
         window=window,
         windows=windows,
         output_tensor=output_tensor,
+        sensitivities=sensitivity,
         gpu_layers=-1 if gpu_layers is None else gpu_layers,
         cpu_moe=cpu_moe,
         threads=threads or 0,
