@@ -70,7 +70,7 @@ class Solved:
 
     `cost` is the predicted KL divergence from the source, in nats a token, and no recipe of these
     candidates within the budget has one below `bound`. `price` is what it would fall by for another
-    gigabyte. If not `measured`, the file holds no data, and errors are those that each type typically makes;
+    byte. If not `measured`, the file holds no data, and errors are those that each type typically makes;
     without `sensitivities` of this model, those of other models are taken for it.
     """
 
@@ -148,14 +148,14 @@ class Solver:
             Recipe(
                 name,
                 f"Found for {self._header.path.name} and a budget of {self._budget.nbytes:,} bytes.",
-                tuple(_rules(types, self._header)),
+                tuple(self._rules(allocation)),
                 _FILE_TYPES.get(largest, largest),
             ),
             types,
             total,
             allocation.cost,
             allocation.bound,
-            allocation.price * 1e9,
+            allocation.price,
             tuple(_shares(allocation)),
             measured,
             self._importance is not None and bool(self._importance.sensitivities),
@@ -198,6 +198,25 @@ class Solver:
     def _nbytes(self, tensor: Tensor, kind: str) -> int:
         return OutTensor(tensor, kind, self._alignment).padded
 
+    def _rules(self, allocation: Allocation) -> Iterator[Rule]:
+        """A rule for each role and type; the most frequent type of a role comes last and names no layers."""
+        by_role: dict[str, dict[str, list[str]]] = {}
+        for name, option in allocation.chosen.items():
+            by_role.setdefault(role(name), {}).setdefault(option.type, []).append(name)
+        for each, by_kind in by_role.items():
+            *some, (most, rest) = sorted(by_kind.items(), key=lambda item: (len(item[1]), item[0]))
+            for kind, names in some:
+                layers = "|".join(match[1] for name in names if (match := _LAYER.match(name)))
+                pattern = rf"^blk\.({layers})\.{re.escape(each)}\.weight$"
+                yield Rule(pattern, kind, self._reason(allocation, names))
+            inside = r"blk\.\d+\." if _LAYER.match(rest[0]) else ""
+            yield Rule(rf"^{inside}{re.escape(each)}\.weight$", most, self._reason(allocation, rest))
+
+    def _reason(self, allocation: Allocation, names: Sequence[str]) -> str:
+        share = sum(allocation.chosen[name].cost for name in names) / (allocation.cost or 1.0)
+        matters = sum(self._sensitivity(name) for name in names) / len(names)
+        return f"sensitivity {matters:.2g}; {share:.1%} of what the model loses is lost here"
+
     def _sensitivity(self, tensor: str) -> float:
         measured = self._importance.sensitivities if self._importance is not None else {}
         return measured.get(tensor) or typical_sensitivity(tensor)
@@ -220,18 +239,3 @@ def _shares(allocation: Allocation) -> Iterator[Share]:
             sum(option.nbytes for option in chosen),
             sum(option.cost for option in chosen) / allocation.cost if allocation.cost else 0.0,
         )
-
-
-def _rules(types: Mapping[str, str], header: Header) -> Iterator[Rule]:
-    """A rule for each role and type; the most frequent type of a role comes last and names no layers."""
-    by_role: dict[str, dict[str, list[str]]] = {}
-    for tensor in header.tensors:
-        if kind := types.get(tensor.name):
-            by_role.setdefault(role(tensor.name), {}).setdefault(kind, []).append(tensor.name)
-    for each, by_kind in by_role.items():
-        *some, (most, _) = sorted(by_kind.items(), key=lambda item: (len(item[1]), item[0]))
-        for kind, names in some:
-            layers = "|".join(match[1] for name in names if (match := _LAYER.match(name)))
-            yield Rule(rf"^blk\.({layers})\.{re.escape(each)}\.weight$", kind)
-        inside = r"blk\.\d+\." if _LAYER.match(by_kind[most][0]) else ""
-        yield Rule(rf"^{inside}{re.escape(each)}\.weight$", most)

@@ -33,8 +33,8 @@ class RunConsole(BytesConsole):
             self.count("measuring", event.tensor, event.done, event.total)
         elif isinstance(event, Choice):
             self.end()
-            if event.solved:
-                self._solved(event.solved)
+            for line in explanation(event.solved) if event.solved else ():
+                self.note(line)
         elif isinstance(event, Converted):
             total = size(sum(file.stat().st_size for file in event.files))
             self.note(f"wrote {amount(len(event.files), 'file')}, {total}, in {duration(event.seconds)}")
@@ -43,10 +43,6 @@ class RunConsole(BytesConsole):
                 self.note(f"going on at {size(event.resumed)} of {size(event.total)}")
             self.advance(event.tensor, event.done, event.total)
 
-    def _solved(self, solved: Solved) -> None:
-        for line in explanation(solved):
-            self.note(line)
-
 
 def explanation(solved: Solved) -> list[str]:
     """Why the recipe is what it is, in sentences."""
@@ -54,17 +50,15 @@ def explanation(solved: Solved) -> list[str]:
     for share in solved.shares:
         types = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in share.types)
         lines.append(f"{share.role}: {types}; {size(share.nbytes)}, {share.cost:.0%} of what is lost")
-    gap = (
-        f"{solved.cost / solved.bound - 1:.1%} above the least that is possible"
-        if solved.bound
-        else "the least"
-    )
-    lines.append(
-        f"predicted KL divergence {solved.cost:.4f} nats a token, {gap}; another GB would lower it by "
-        f"{min(solved.price, solved.cost):.4f}"
-    )
+    above = f"{solved.cost / solved.bound - 1:.1%} above the least that is possible" if solved.bound else ""
+    if solved.measured and solved.sensitivities:
+        lines.append(f"predicted KL divergence {solved.cost:.4f} nats a token{above and ', '}{above}")
+        percent = solved.price * solved.total_bytes / 100
+        lines.append(f"1% more room would lower it by {min(percent, solved.cost):.4f}")
+    elif above:
+        lines.append(f"what is lost is {above} in this size")
     if not solved.measured:
-        lines.append("the file holds no weights, so errors are those that each type typically makes")
+        lines.append("errors are those that each type typically makes: nothing was measured")
     if not solved.sensitivities:
         lines.append(
             "how much each tensor matters is taken from other models; m3 quantize imatrix measures it"
@@ -79,7 +73,7 @@ def show_plan(planned: QuantizePlan, choice: Choice, console: Console) -> None:
         fact_table(
             [
                 ("source", f"{size(planned.source_bytes)}, {planned.parameters:,} weights"),
-                ("types", printable(choice.name)),
+                ("types", "the best for the budget" if choice.solved else printable(choice.name)),
                 ("tensors", tensors),
                 ("bits", f"{planned.bits_per_weight:.2f} a weight"),
                 *[("file", f"{printable(file.name)}, {file.nbytes:,} bytes") for file in planned.files],
@@ -109,7 +103,7 @@ def quantize_object(planned: QuantizePlan, choice: Choice, done: Converted | Non
             "recipe": solved.recipe.toml(),
             "predicted_kl": solved.cost,
             "least_kl": solved.bound,
-            "kl_per_gb": solved.price,
+            "kl_per_gb": solved.price * 1e9,
             "measured": solved.measured,
             "sensitivities": solved.sensitivities,
             "roles": [{**share._asdict(), "types": dict(share.types)} for share in solved.shares],

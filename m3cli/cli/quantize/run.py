@@ -65,7 +65,7 @@ def run(
     Example:  m3 quantize run M3-BF16.gguf --out M3.gguf --budget 138GB --imatrix M3.imatrix.gguf
     """
     from m3cli.errors import UsageError
-    from m3cli.report.output import write_json, write_stdout
+    from m3cli.report.output import write_file, write_json, write_stdout
     from m3cli.report.quantize_run import RunConsole, quantize_object, show_plan
     from quantize.choose import Choice, QuantizeRequest, choose
     from quantize.events import Converted
@@ -103,6 +103,10 @@ def run(
             console.note(f"note: {note}")
         if dry_run and quantization.planned.total_bytes > quantization.planned.free_bytes:
             console.note("note: the disk has too little room for it")
+        if choice.solved and not dry_run:
+            recipe_file = out.with_suffix(".recipe.toml")
+            write_file(recipe_file, [choice.solved.recipe.toml().encode()])
+            console.note(f"the recipe is in {recipe_file}")
         for step in [] if dry_run else quantization.run():
             console.show(step)
             if isinstance(step, Converted):
