@@ -30,7 +30,7 @@ from m3cli.model.shape import ModelShape
 from m3cli.model.tokens import pack_ids
 from quantize.calibration import token_windows
 from quantize.imatrix_partial import PartialMatrix, Totals
-from quantize.importance import Entry, Importance, write_importance
+from quantize.importance import Entry, Importance, merged, read_importance, write_importance
 from quantize.native import Native
 from quantize.sensitivity import measure_sensitivities
 
@@ -52,6 +52,8 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 class ImatrixRequest:
     """What to compute, of which text. Sizes are in tokens; `windows` None takes all that the text has.
 
+    What is in the matrices `add`, such as published ones, is added to it.
+
     With `output_tensor`, the output matrix is measured too, and with `sensitivities` what an error in each
     tensor does to the model's predictions; both are what a budget is spent by.
 
@@ -64,6 +66,7 @@ class ImatrixRequest:
     out: Path
     window: int = 512
     windows: int | None = None
+    add: tuple[Path, ...] = ()
     output_tensor: bool = True
     sensitivities: bool = True
     gpu_layers: int = -1
@@ -179,6 +182,7 @@ class ImatrixComputation:
         if error := problem(header, shape):
             raise error
         self._config = _engine_config(request, shape)
+        self._added = [read_importance(path) for path in request.add]
         windows = token_windows(request.data, request.model, request.window, request.windows)
         self._windows = windows.ids
         self._identity = {
@@ -234,12 +238,14 @@ class ImatrixComputation:
             self._done,
             {name: value for name, value in self._sensitivities.items() if value is not None},
         )
+        for other in self._added:
+            importance = merged(importance, other)
         self._partial.refuse_existing_output()
         write_importance(self._request.out, importance)
         self._partial.remove()
         yield Computed(
             self._request.out,
-            len(totals),
+            len(importance.entries),
             self._done,
             self._done * window,
             len(importance.sensitivities),

@@ -32,6 +32,10 @@ def imatrix(
         int | None,
         typer.Option(metavar="N", min=1, help="Take N windows, spread over the text (default: all)."),
     ] = None,
+    add: Annotated[
+        list[Path] | None,
+        typer.Option("--add", metavar="FILE", help="Add what is in this matrix of the model; repeatable."),
+    ] = None,
     output_tensor: Annotated[
         bool,
         typer.Option("--output-tensor/--no-output-tensor", help="Measure the output matrix too."),
@@ -85,6 +89,7 @@ def imatrix(
         out,
         window=window,
         windows=windows,
+        add=tuple(add or ()),
         output_tensor=output_tensor,
         sensitivities=sensitivity,
         gpu_layers=-1 if gpu_layers is None else gpu_layers,
