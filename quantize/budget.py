@@ -73,7 +73,7 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> Allocation
         left -= option.nbytes - chosen[name].nbytes
         chosen[name] = option
     cost = sum(option.cost for option in chosen.values())
-    return Allocation(chosen, budget - left, cost, min(bound, cost), price)
+    return Allocation(chosen, budget - left, cost, max(0.0, min(bound, cost)), price)
 
 
 def _convex(options: Sequence[Option]) -> list[Option]:

@@ -41,7 +41,10 @@ class QuantizeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The type of each tensor that gets one, and how the choice is called; `solved` if it is for a budget."""
+    """The types that were chosen, by tensor, and how the choice is called; `solved` if it is for a budget.
+
+    A tensor that is not in `types` keeps its own.
+    """
 
     source: SourceModel
     types: Mapping[str, str]
@@ -64,6 +67,8 @@ def choose(request: QuantizeRequest) -> Iterator[Measuring | Choice]:
             else "More than one thing says what to quantize to.",
             "Give one of --type, --recipe and --budget.",
         )
+    if request.candidates is not None and request.budget is None:
+        raise UsageError("--candidates are what a budget is spent on.", "Give --budget too, or leave it out.")
     check_output(request.output.path)
     header = read_header(request.source)
     importance = read_importance(request.imatrix) if request.imatrix is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,35 +72,38 @@ def measure(
     """Measure the tensors called `names`, in the order of the file. Raises what Native.errors raises.
 
     A candidate that needs an importance matrix is left out where there is none, and one that does not
-    divide the rows is replaced by what llama.cpp would take for it.
+    divide the rows is replaced by what llama.cpp would take for it. The type that a tensor has makes no
+    error.
     """
     for tensor in header.tensors:
         if tensor.name in names:
             weights = None
             if importance is not None:
                 weights = _weights(tensor, importance)
-            possible = possible_types(tensor, candidates, with_importance=weights is not None)
+            own, *others = possible_types(tensor, candidates, with_importance=weights is not None)
             pieces, weights = _sample(tensor, weights)
             path = header.files[tensor.file]
-            energy, errors = native.errors(tensor, path, pieces, possible, weights)
+            energy, errors = native.errors(tensor, path, pieces, others, weights)
             if energy:
-                yield Measured(tensor, {kind: error / energy for kind, error in errors.items()}, True)
+                relative = {kind: error / energy for kind, error in errors.items() if math.isfinite(error)}
+                yield Measured(tensor, {own: 0.0, **relative}, measured=True)
             else:
-                yield typical(tensor, possible)
+                yield typical(tensor, [own, *others])
 
 
 def typical(tensor: Tensor, kinds_of_it: Sequence[str]) -> Measured:
     """What types make of other models' tensors, where nothing was measured."""
-    return Measured(tensor, {kind: _TYPICAL_ERRORS.get(kind, 0.0) for kind in kinds_of_it}, measured=False)
+    errors = {kind: _TYPICAL_ERRORS.get(kind, 0.0) for kind in kinds_of_it}
+    return Measured(tensor, {**errors, tensor.type: 0.0}, measured=False)
 
 
 def possible_types(tensor: Tensor, candidates: Sequence[str], *, with_importance: bool) -> list[str]:
-    """Types that this tensor can have, each once, and the one that it has."""
+    """The type that this tensor has, then the others that it can have, each once."""
     there = [kinds.fallback(kind, tensor.dims[0]) for kind in candidates]
     return [
         kind
-        for kind in dict.fromkeys([*there, tensor.type])
-        if with_importance or not kinds.needs_importance(kind, tensor.name)
+        for kind in dict.fromkeys([tensor.type, *there])
+        if kind == tensor.type or with_importance or not kinds.needs_importance(kind, tensor.name)
     ]
 
 
@@ -112,9 +116,11 @@ def _weights(tensor: Tensor, importance: Importance) -> NDArray[np.float32] | No
     counts = importance.entries[tensor.name].counts.astype(np.float32)
     if len(counts) != matrices or not counts.any():
         return weights
-    # An expert that was never hit may be hit one day.
-    share = np.maximum(counts, 1) / np.maximum(counts, 1).mean()
-    scaled: NDArray[np.float32] = weights * share[:, None]
+    # An expert that was never hit may be hit one day, and then with what the others got.
+    hit = counts > 0
+    filled = np.where(hit[:, None], weights, weights[hit].mean(axis=0))
+    counts = np.maximum(counts, 1)
+    scaled: NDArray[np.float32] = (filled * (counts / counts.mean())[:, None]).astype(np.float32)
     return scaled
 
 

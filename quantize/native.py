@@ -10,7 +10,7 @@ import numpy as np
 from m3cli.engine.process import WorkerClient, WorkerDiedError, WorkerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -83,12 +83,14 @@ class Native(WorkerClient):
     ) -> tuple[float, dict[str, float]]:
         """Energy of a sample of weights, and the error that each of the candidates makes in it.
 
-        `pieces` are (offset in the file, rows, row of `importance`), which is [matrices, columns]. Both
-        are sums over weights, times the importance of their column if there is one.
+        The error of a type that cannot hold such weights is infinite. `pieces` are (offset in the file,
+        rows, row of `importance`), which is [matrices, columns]. Energy and error are sums over weights,
+        times the importance of their column if there is one.
         """
         message = {
             "op": "row_errors",
             "path": str(path),
+            "tensor": tensor.name,
             "type": tensor.type,
             "columns": tensor.dims[0],
             "pieces": pieces,
@@ -99,7 +101,7 @@ class Native(WorkerClient):
         return result["energy"], dict(zip(candidates, result["errors"], strict=True))
 
 
-def quantize_all(work: Iterable[Rows], threads: int = 0) -> Iterator[bytes]:
+def quantize_all(work: Iterable[Rows], threads: int = 0) -> Generator[bytes, None, None]:
     """Quantize each of `work` in order, in a worker that is always a little ahead.
 
     Raises ModelError for weights that cannot be quantized, EngineCrashError when the worker dies.

@@ -39,9 +39,10 @@ class Source(NamedTuple):
 class PartialFiles:
     """Writes `files` beside `out`, one after the other, each from its beginning to its end.
 
-    `what` they are the result of, for messages. `fingerprint` stands for everything that the bytes depend
-    on but the contents of the `sources`; unfinished files with another one are not gone on with. Of a
-    source that has changed since, everything is written again from the first byte on that came from it.
+    `what` they are the result of, and how to `go_on` with it, is for messages. `fingerprint` stands for
+    everything that the bytes depend on but the contents of the `sources`; unfinished files with another one
+    are not gone on with. Of a source that has changed since, everything is written again from the first
+    byte on that came from it.
     `done` counts the bytes of all files that are written, in the order of `files`; after a resumption it is
     more than 0. A context manager: leaving it keeps what was written. Raises UsageError when the files
     exist, when there are unfinished ones and `resume` is off, when they were of something else, and when
@@ -57,8 +58,9 @@ class PartialFiles:
         *,
         resume: bool = False,
         what: str = "conversion",
+        go_on: str = "continue with --resume",
     ) -> None:
-        self._what = what
+        self._what, self._go_on = what, go_on
         self.directory = out.with_name(out.name + ".partial")
         self.total = sum(file.nbytes for file in files)
         self.done = 0
@@ -148,7 +150,7 @@ class PartialFiles:
             raise MachineError(
                 f"The {self._what} needs {needed / 1e9:,.2f} GB more in {out.parent}, which has "
                 f"{free / 1e9:,.2f} GB free.",
-                "Free some space, name another place with --out, or choose a smaller --type.",
+                "Free some space, name another place with --out, or make a smaller model.",
             )
         if not unfinished:
             self.directory.mkdir()
@@ -256,7 +258,7 @@ class PartialFiles:
             raise MachineError(
                 f"{self.directory} cannot be written: {error.strerror or error}.",
                 f"{'Free some space' if full else 'Check the path, its permissions and its disk'}, then "
-                "continue with --resume: what was on the disk is kept.",
+                f"{self._go_on}: what was on the disk is kept.",
             ) from error
 
     def _close(self) -> None:

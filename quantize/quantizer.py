@@ -7,6 +7,7 @@ source, which makes every byte of it have one place: an interrupted run goes on 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import shutil
@@ -141,11 +142,12 @@ class Quantization:
             self._sources(),
             resume=True,
             what="quantization",
+            go_on="give the same command again",
         ) as output:
             resumed = output.done
             yield Progress(output.done, output.total, resumed, "")
-            left = list(self._left(output.done))
-            made = quantize_all((piece.rows for piece, _ in left if piece.rows), self._output.threads)
+            left, ahead = itertools.tee(self._left(output.done))
+            made = quantize_all((piece.rows for piece, _ in ahead if piece.rows), self._output.threads)
             for piece, there in left:
                 data = next(made) if piece.rows else piece.literal
                 output.append(memoryview(data)[there:])
@@ -240,12 +242,20 @@ def matrices_of(tensor: Tensor) -> tuple[int, int, int]:
     return columns, rows, math.prod(rest)
 
 
+def is_covered(tensor: Tensor, importance: Importance | None) -> bool:
+    """Whether there are importances for the tensor. Raises ModelError when they are of another model."""
+    columns, _, matrices = matrices_of(tensor)
+    return importance is not None and importance.weights(tensor.name, columns, matrices) is not None
+
+
 def check_output(path: Path) -> None:
-    """Raise UsageError unless a model can be written to `path`."""
+    """Raise UsageError unless a model can be written to `path`, or begun and not finished."""
     if path.suffix != ".gguf":
         raise UsageError(f"The output {path} is not named *.gguf.", "Give --out such a name.")
     if not path.parent.is_dir():
         raise UsageError(f"There is no directory {path.parent}.", "Make it first.")
+    if os.path.lexists(path) and not path.with_name(path.name + ".partial").exists():
+        raise UsageError(f"{path} already exists.", "Delete it, or name another file with --out.")
 
 
 def check_source(header: Header, quantizable: Collection[str], *, allow_requantize: bool) -> None:
@@ -276,12 +286,17 @@ def _check_types(
             "Update m3.",
         )
     check_source(header, [tensor.name for tensor in changed], allow_requantize=output.allow_requantize)
-    needy = [
+    covered = {tensor.name for tensor in changed if is_covered(tensor, importance)}
+    if importance is not None and changed and not covered:
+        raise ModelError(
+            f"The importance matrix {source.importance_name} has nothing on any tensor of {header.path}.",
+            "It was computed for another model: choose the one for this model.",
+        )
+    missing = [
         tensor.name
         for tensor in changed
-        if kinds.needs_importance(types[tensor.name], tensor.name, file_type)
+        if tensor.name not in covered and kinds.needs_importance(types[tensor.name], tensor.name, file_type)
     ]
-    missing = [name for name in needy if importance is None or name not in importance.entries]
     if missing and not source.assume_importance:
         whose = "there is none" if importance is None else "the given one has nothing on it"
         raise UsageError(

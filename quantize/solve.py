@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from m3cli.errors import UsageError
 from m3cli.model.header import DEFAULT_ALIGNMENT
 from quantize import kinds
-from quantize.budget import Option, allocate
+from quantize.budget import Option, allocate, smallest
 from quantize.layout import OutTensor, lay_out
 from quantize.measure import measure, possible_types, typical
+from quantize.quantizer import is_covered
 from quantize.recipes import Recipe, Rule
+from quantize.roles import role_of
 from quantize.sensitivity import typical_sensitivity
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from quantize.native import Native
     from quantize.quantizer import Output
 
-_LAYER = re.compile(r"blk\.(\d+)\.")
 _FILE_TYPES = {
     "Q3_K": "Q3_K_M",
     "Q4_K": "Q4_K_M",
@@ -114,24 +115,24 @@ class Solver:
         unknown = [kind for kind in budget.candidates if kind not in kinds.WRITTEN]
         if unknown:
             raise UsageError(f"There is no type {unknown[0]}.", kinds.closest(unknown[0], kinds.WRITTEN))
-        least = self._total({name: self._smallest(tensor) for name, tensor in self._tensors.items()})
+        least = self._total(self._least_types())
         if least > budget.nbytes:
             known = importance is not None or assume_importance
             smaller = "" if known else ", or an importance matrix with --imatrix, which allows smaller types"
             raise UsageError(
-                f"The budget of {budget.nbytes / 1e9:,.3f} GB is too small: the model takes "
-                f"{least / 1e9:,.3f} GB with the smallest types that it can have.",
+                f"The budget of {budget.nbytes:,} bytes is too small: the model takes {least:,} bytes with "
+                "the smallest types that it can have.",
                 f"Give more{smaller}.",
             )
 
     def run(self, native: Native) -> Iterator[Measuring | Solved]:
         """Measure each tensor, then choose; ends with Solved. Raises what Native.errors raises."""
         options: dict[str, list[Option]] = {}
-        measured = True
+        measured = False
         for each in self._measured(native):
             tensor = each.tensor
             yield Measuring(len(options), len(self._tensors), tensor.name)
-            measured = measured and each.measured
+            measured = measured or each.measured
             weight = self._sensitivity(tensor.name)
             options[tensor.name] = [
                 Option(kind, self._nbytes(tensor, kind), weight * error)
@@ -143,11 +144,10 @@ class Solver:
         for option in allocation.chosen.values():
             nbytes[option.type] += option.nbytes
         largest = max(nbytes, key=lambda kind: nbytes[kind])
-        name = self._output.path.stem
         yield Solved(
             Recipe(
-                name,
-                f"Found for {self._header.path.name} and a budget of {self._budget.nbytes:,} bytes.",
+                _text(self._output.path.stem),
+                f"Found for {_text(self._header.path.name)} and a budget of {self._budget.nbytes:,} bytes.",
                 tuple(self._rules(allocation)),
                 _FILE_TYPES.get(largest, largest),
             ),
@@ -168,14 +168,17 @@ class Solver:
 
     def _allocate(self, options: Mapping[str, Sequence[Option]]) -> tuple[Allocation, int]:
         """The choice, and the bytes of the output; where it is cut into parts depends on the choice."""
-        room = self._budget.nbytes - self._total({name: each[0].type for name, each in options.items()})
-        room += sum(each[0].nbytes for each in options.values())
+        least = smallest(options)
+        room = least + self._budget.nbytes - self._total(self._least_types())
         while True:
-            allocation = allocate(options, room)
+            allocation = allocate(options, max(room, least))
             total = self._total({name: option.type for name, option in allocation.chosen.items()})
-            if total <= self._budget.nbytes:
+            if total <= self._budget.nbytes or room <= least:
                 return allocation, total
             room -= total - self._budget.nbytes
+
+    def _least_types(self) -> dict[str, str]:
+        return {name: self._smallest(tensor) for name, tensor in self._tensors.items()}
 
     def _total(self, types: Mapping[str, str]) -> int:
         files = lay_out(
@@ -189,7 +192,7 @@ class Solver:
         return sum(file.nbytes for file in files)
 
     def _possible(self, tensor: Tensor) -> list[str]:
-        there = self._assumed or (self._importance is not None and tensor.name in self._importance.entries)
+        there = self._assumed or is_covered(tensor, self._importance)
         return possible_types(tensor, self._budget.candidates, with_importance=there)
 
     def _smallest(self, tensor: Tensor) -> str:
@@ -202,14 +205,14 @@ class Solver:
         """A rule for each role and type; the most frequent type of a role comes last and names no layers."""
         by_role: dict[str, dict[str, list[str]]] = {}
         for name, option in allocation.chosen.items():
-            by_role.setdefault(role(name), {}).setdefault(option.type, []).append(name)
+            by_role.setdefault(role_of(name)[1], {}).setdefault(option.type, []).append(name)
         for each, by_kind in by_role.items():
             *some, (most, rest) = sorted(by_kind.items(), key=lambda item: (len(item[1]), item[0]))
             for kind, names in some:
-                layers = "|".join(match[1] for name in names if (match := _LAYER.match(name)))
+                layers = "|".join(str(role_of(name)[0]) for name in names)
                 pattern = rf"^blk\.({layers})\.{re.escape(each)}\.weight$"
                 yield Rule(pattern, kind, self._reason(allocation, names))
-            inside = r"blk\.\d+\." if _LAYER.match(rest[0]) else ""
+            inside = "" if role_of(rest[0])[0] is None else r"blk\.\d+\."
             yield Rule(rf"^{inside}{re.escape(each)}\.weight$", most, self._reason(allocation, rest))
 
     def _reason(self, allocation: Allocation, names: Sequence[str]) -> str:
@@ -219,18 +222,21 @@ class Solver:
 
     def _sensitivity(self, tensor: str) -> float:
         measured = self._importance.sensitivities if self._importance is not None else {}
-        return measured.get(tensor) or typical_sensitivity(tensor)
+        if tensor in measured:
+            return measured[tensor]
+        is_output = tensor == "token_embd.weight" and "output.weight" not in self._tensors
+        return typical_sensitivity("output.weight" if is_output else tensor)
 
 
-def role(tensor: str) -> str:
-    """What a tensor is in its layer: `ffn_down_exps` of `blk.7.ffn_down_exps.weight`."""
-    return _LAYER.sub("", tensor).removesuffix(".weight")
+def _text(name: str) -> str:
+    """A file's name without what is no Unicode."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _shares(allocation: Allocation) -> Iterator[Share]:
     by_role: dict[str, list[Option]] = {}
     for name, option in allocation.chosen.items():
-        by_role.setdefault(role(name), []).append(option)
+        by_role.setdefault(role_of(name)[1], []).append(option)
     for each, chosen in by_role.items():
         counts = Counter(option.type for option in chosen)
         yield Share(

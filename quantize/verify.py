@@ -7,7 +7,6 @@ model after the other.
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from m3cli.model.preflight import problem
 from m3cli.model.shape import ModelShape
 from quantize.calibration import token_windows
 from quantize.divergence import Divergence, Measured, compare, kept_bytes, positions_of
+from quantize.roles import role_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MIN_WINDOW = 16  # tokens
 
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d{1,4})\.)?(?P<role>.+?)(?:\.weight)?", re.DOTALL)
 _SHOWN_NAMES = 3
 
 
@@ -224,14 +223,6 @@ class Verification:
             looked_at=result["rows"] if result else 0,
             error=_relative(result["error"], result["energy"]) if result else None,
         )
-
-
-def role_of(name: str) -> tuple[int | None, str]:
-    """Layer and role: (3, `attn_q`) of `blk.3.attn_q.weight`, (None, `output`) where there is no layer."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None, name
-    return int(match["layer"]) if match["layer"] else None, match["role"]
 
 
 def _relative(error: float, energy: float) -> float:

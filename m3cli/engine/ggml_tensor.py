@@ -59,6 +59,12 @@ class Tensor(ctypes.Structure):
         return str(self.name.decode("utf-8", "replace"))
 
 
+def weight_name(tensor: Tensor) -> str:
+    """Name of weights without what a scheduler put round it in a copy: `CUDA0#blk.0.attn_k.weight#0`."""
+    text = tensor.text
+    return text.split("#")[1] if "#" in text else text
+
+
 class _InitParams(ctypes.Structure):
     """`ggml_init_params` of ggml.h."""
 

@@ -8,21 +8,17 @@ divergence, down to 64, below which not even a whole vocabulary has a share that
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from m3cli.engine.llama import lib, load, logged, make_context, physical_cores
-from m3cli.engine.placement import model_params
+from m3cli.engine.llama import physical_cores
+from m3cli.engine.llama_windows import WindowModel, log_softmax
 from m3cli.engine.worker import config_of
-from m3cli.errors import EngineCrashError, MachineError, ModelError
-from m3cli.model.preflight import dense_attention_error
+from m3cli.errors import MachineError
 from m3cli.model.tokens import unpack_ids
 
 if TYPE_CHECKING:
@@ -36,7 +32,6 @@ if TYPE_CHECKING:
 
 _STEPS = 1024  # of a nat
 _LAST = np.iinfo(np.uint16).max
-_LOWEST = -1e4  # below the largest logit; a model may rule tokens out with minus infinity
 _LOGITS_BYTES = 256 << 20  # of the logits that llama.cpp holds at once
 
 
@@ -44,70 +39,27 @@ class _Scorer:
     """A loaded model that is asked for the logits of many positions of windows of `config.n_ctx` tokens."""
 
     def __init__(self, config: EngineConfig, first: int) -> None:
-        self._context = self._batch = None
-        name = Path(config.model_path).name
-        self._model = load(config.model_path, model_params(config, extra_buffers=False))
-        try:
-            self.n_vocab = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
-            self._first, self._last = first, config.n_ctx - 1  # of the last, nobody knows what follows
-            self._size = config.n_batch
-            while self._size > 1 and self._outputs(self._size) * self.n_vocab * 4 > _LOGITS_BYTES:
-                self._size //= 2
-            config = replace(config, n_batch=self._size, n_ubatch=min(self._size, config.n_ubatch))
-            with logged() as lines:
-                self._context = make_context(self._model, config, outputs=self._outputs(self._size))
-            if any("running DENSE attention" in line for line in lines):
-                raise dense_attention_error(name)
-            self._memory = lib.llama_get_memory(self._context)
-            if lib.llama_model_has_encoder(self._model) or not self._memory:
-                raise ModelError(
-                    f"The model {name} does not continue text: it is an embedding or encoder model.",
-                    "Compare the weights alone, without --text.",
-                )
-            self._batch = lib.llama_batch_init(self._size, 0, 1)
-        except BaseException:
-            self.close()
-            raise
+        self._wanted = range(first, config.n_ctx - 1)  # of the last, nobody knows what follows
+        self._model = WindowModel(config)
+        self.n_vocab = self._model.n_vocab
+        size = config.n_batch
+        while size > 1 and self._outputs(size) * self.n_vocab * 4 > _LOGITS_BYTES:
+            size //= 2
+        self._model.open(size, config.n_ubatch, self._outputs(size))
 
     def _outputs(self, size: int) -> int:
-        return min(size, self._last - self._first)
+        return min(size, len(self._wanted))
 
     def logits(self, ids: array[int]) -> Iterator[NDArray[np.float32]]:
         """Logits of the positions from `first` to the last but one, as they come: [positions, vocabulary].
 
-        Each piece is gone when the next is asked for. Raises EngineCrashError.
+        Each piece is gone when the next is asked for. Raises ModelError, EngineCrashError.
         """
-        lib.llama_memory_clear(self._memory, True)
-        batch: Any = self._batch
-        for start in range(0, len(ids), self._size):
-            size = min(self._size, len(ids) - start)
-            batch.n_tokens = size
-            for i in range(size):
-                batch.token[i], batch.pos[i] = ids[start + i], start + i
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-                batch.logits[i] = self._first <= start + i < self._last
-            code = lib.llama_decode(self._context, batch)
-            if code:
-                raise EngineCrashError(
-                    f"llama.cpp could not compute a batch of {size:,} tokens (code {code}).",
-                    "Ask for shorter windows if memory is short; otherwise report this.",
-                )
-            outputs = min(start + size, self._last) - max(start, self._first)
-            if outputs > 0:
-                row = ctypes.cast(lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float))
-                yield np.ctypeslib.as_array(row, (outputs, self.n_vocab))
+        return self._model.logits(ids, self._wanted)
 
     def close(self) -> None:
         """Free everything; may be called twice."""
-        if self._batch is not None:
-            lib.llama_batch_free(self._batch)
-            self._batch = None
-        if self._context:
-            lib.llama_free(self._context)
-            self._context = None
-        if self._model:
-            lib.llama_model_free(self._model)
-            self._model = None
+        self._model.close()
 
 
 class _Prediction(NamedTuple):
@@ -209,31 +161,16 @@ def _load(message: Message) -> _Scorer:
     return _model
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, int]:
-    """Logits less the largest, the logarithm of the sum of their exponentials, and where the largest is."""
-    top = int(logits.argmax())
-    below = logits.astype(np.float64)
-    below -= below[top]
-    np.maximum(below, _LOWEST, out=below)
-    total = float(np.log(np.exp(below).sum()))
-    if not np.isfinite(total):
-        raise ModelError(
-            "The model predicts no numbers: there is a NaN or an infinity among its logits.",
-            "One of the two files is broken, or this build of llama.cpp computes it wrong.",
-        )
-    return below, total, top
-
-
 def _encode(logits: NDArray[np.float32], actual: int) -> _Prediction:
     """Keep what a position predicts, of which `actual` came true."""
-    below, total, top = _log_softmax(logits)
+    below, total, top = log_softmax(logits)
     codes = np.minimum(np.rint(below * -_STEPS), _LAST).astype(np.uint16)
     return _Prediction(codes, top, total - float(below[actual]))
 
 
 def _compare(logits: NDArray[np.float32], actual: int, kept: _Prediction) -> tuple[float, ...]:
     """KL divergence from what was kept, the loss of `actual` by both, and whether both tops are one."""
-    below, total, top = _log_softmax(logits)
+    below, total, top = log_softmax(logits)
     reference = kept.codes / -_STEPS
     weights = np.exp(reference)
     sum_of_weights = float(weights.sum())

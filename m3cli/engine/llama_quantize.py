@@ -7,6 +7,7 @@ which `llama_model_quantize` is a loop: a loop of m3's own can stop anywhere and
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -110,12 +111,7 @@ def quantize_rows(message: Message, payload: bytes) -> tuple[Any, bytes]:
         if kind == to:
             out[first * row_out :][: count * row_out] = data
             return
-        values = dequantize(kind, data.data, count * columns)
-        if not np.isfinite(values).all():
-            raise ModelError(
-                f"The tensor {message['tensor']} of {path} holds a NaN or an infinity.",
-                "Download or convert the model again.",
-            )
+        values = _values(message, data, count * columns)
         encode(to, values, columns, importance, out[first * row_out :][: count * row_out])
 
     with ThreadPoolExecutor(threads) as pool:
@@ -128,7 +124,8 @@ def row_errors(message: Message, payload: bytes) -> tuple[Any, bytes]:
 
     `pieces` are (offset in `path`, rows, matrix); the payload has the importance of the columns of each
     matrix that occurs, float32 [matrices, columns], or is empty. The result is the sum of importance times
-    squared weight, and for each type that of importance times squared error.
+    squared weight, and for each type that of importance times squared error, infinite if the type cannot
+    hold the weights. Raises ModelError for a NaN or infinity.
     """
     path, kind, columns = message["path"], message["type"], message["columns"]
     importance = np.frombuffer(payload, np.float32).reshape(-1, columns) if payload else None
@@ -136,7 +133,7 @@ def row_errors(message: Message, payload: bytes) -> tuple[Any, bytes]:
     blocks: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
     for offset, rows, matrix in message["pieces"]:
         data = np.fromfile(path, np.uint8, rows * row_in, offset=offset)
-        values = dequantize(kind, data.data, rows * columns).reshape(rows, columns)
+        values = _values(message, data, rows * columns).reshape(rows, columns)
         blocks.append((values, None if importance is None else importance[matrix]))
 
     def energy(values: NDArray[np.float32], weights: NDArray[np.float32] | None) -> float:
@@ -147,7 +144,10 @@ def row_errors(message: Message, payload: bytes) -> tuple[Any, bytes]:
         total = 0.0
         for values, weights in blocks:
             out = np.empty(len(values) * _row_bytes(to, columns), np.uint8)
-            encode(to, values, columns, weights, out)
+            try:
+                encode(to, values, columns, weights, out)
+            except ModelError:  # such as F16 of what is larger than its largest number
+                return math.inf
             changed = dequantize(to, out.data, values.size).reshape(values.shape)
             total += energy(values - changed, weights)
         return total
@@ -158,6 +158,17 @@ def row_errors(message: Message, payload: bytes) -> tuple[Any, bytes]:
     with ThreadPoolExecutor(message["threads"] or physical_cores()) as pool:
         errors = list(pool.map(error, message["to"]))
     return {"energy": total, "errors": errors}, b""
+
+
+def _values(message: Message, data: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+    """`count` weights of the tensor that `message` is about. Raises ModelError when some are no numbers."""
+    values = dequantize(message["type"], data.data, count)
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"The tensor {message['tensor']} of {message['path']} holds a NaN or an infinity.",
+            "Download or convert the model again.",
+        )
+    return values
 
 
 def encode(

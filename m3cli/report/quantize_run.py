@@ -22,7 +22,7 @@ class RunConsole(BytesConsole):
     """Renders the events of a quantization on stderr. A context manager: the progress bar ends with it."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        super().__init__("the same command goes on from here", quiet=quiet)
+        super().__init__("give the same command again to go on", quiet=quiet)
 
     def __enter__(self) -> RunConsole:
         return self
@@ -88,7 +88,7 @@ def show_plan(planned: QuantizePlan, choice: Choice, console: Console) -> None:
 
 def quantize_object(planned: QuantizePlan, choice: Choice, done: Converted | None) -> dict[str, Any]:
     """The plan, the choice, and where and in how long it was carried out: null after a dry run."""
-    solved = choice.solved
+    solved, tensors = choice.solved, choice.source.header.tensors
     return {
         **asdict(planned),
         "tensors": [
@@ -96,7 +96,7 @@ def quantize_object(planned: QuantizePlan, choice: Choice, done: Converted | Non
         ],
         "total_bytes": planned.total_bytes,
         "bits_per_weight": round(planned.bits_per_weight, 4),
-        "types": dict(choice.types),
+        "types": {tensor.name: choice.types.get(tensor.name, tensor.type) for tensor in tensors},
         "choice": choice.name,
         "budget": solved
         and {

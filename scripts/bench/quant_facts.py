@@ -4,7 +4,7 @@ python scripts/bench/quant_facts.py MODEL.gguf IMATRIX.gguf [MODEL.gguf IMATRIX.
 
 MODEL is in floats, IMATRIX by `m3 quantize imatrix`. Of each type the relative error that it makes in the
 output of a tensor, as the median over all tensors whose rows its blocks divide; of each role the median of
-its tensors' sensitivities, in nats a token. quantize/measure.py and quantize/sensitivity.py have them rounded.
+its tensors' sensitivities, in nats a token. quantize/measure.py and quantize/sensitivity.py have roundings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quantize.importance import read_importance  # noqa: E402
 from quantize.measure import measure  # noqa: E402
 from quantize.native import Native  # noqa: E402
 from quantize.quantizer import FLOATS  # noqa: E402
-from quantize.solve import role  # noqa: E402
+from quantize.roles import role_of  # noqa: E402
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         header, importance = read_header(Path(model)), read_importance(Path(imatrix))
         of_model: dict[str, list[float]] = defaultdict(list)
         for name, value in importance.sensitivities.items():
-            of_model[role(name)].append(value)
+            of_model[role_of(name)[1]].append(value)
         for each, values in of_model.items():
             sensitivities[each].append(values)
         with Native() as native:

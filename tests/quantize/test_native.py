@@ -133,7 +133,7 @@ def test_an_error_does_not_end_the_client(weights: tuple[Path, NDArray[np.float3
     broken = read_header(tiny_gguf)
     broken.path = weights[0]
     with Native(1) as native:
-        with pytest.raises(ModelError, match="llama.cpp's quantizer does not take .*values: .*\\w"):
+        with pytest.raises(ModelError, match=r"llama\.cpp's quantizer does not take .*values: .*\w"):
             native.quantizable(broken)
         assert native.types(header, kinds.file_type("Q8_0"), importance=False)["output.weight"] == "Q8_0"
 
@@ -156,7 +156,9 @@ def test_what_llama_cpp_quantizes(tiny_gguf: Path, smollm2: str, tmp_path: Path)
             expected = changed_by_llama_cpp(source, tmp_path / "f16.gguf", kinds.file_type("F16"))
             assert native.quantizable(read_header(source)) == expected
             assert len(expected) > 30
-            assert not [name for name in expected if "norm" in name or "gate_inp" in name or "indexer" in name]
+            assert not [
+                name for name in expected if "norm" in name or "gate_inp" in name or "indexer" in name
+            ]
 
 
 @pytest.mark.parametrize("mixture", ["Q8_0", "Q4_0", "Q4_K_M"])

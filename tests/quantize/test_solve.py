@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import gguf
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3cli.errors import UsageError
 from m3cli.model.ggml_types import FILE_TYPES
-from m3cli.model.header import Header, Tensor, read_header
+from m3cli.model.header import Header, read_header
 from quantize import kinds
 from quantize.choose import Choice, QuantizeRequest, choose
 from quantize.events import Converted
@@ -20,11 +24,12 @@ from quantize.layout import lay_out
 from quantize.native import Native
 from quantize.quantizer import Output, Quantization
 from quantize.recipes import load_recipe
-from quantize.solve import Budget, Measuring, Solved, Solver, role
+from quantize.roles import role_of
+from quantize.solve import Budget, Measuring, Solved, Solver
 from scripts.make_shape_gguf import write_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 LARGE = 10**12
 
@@ -32,10 +37,12 @@ LARGE = 10**12
 class Model:
     """A header, what of it can be quantized, and budgets for it: nothing is measured, no weight is read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, quantizable: Collection[str] | None = None) -> None:
         self.header: Header = read_header(path)
-        with Native(1) as native:
-            self.quantizable = native.quantizable(self.header)
+        if quantizable is None:
+            with Native(1) as native:
+                quantizable = native.quantizable(self.header)
+        self.quantizable = frozenset(quantizable)
 
     def solver(
         self,
@@ -131,8 +138,6 @@ def test_the_minimum_is_enough(tiny: Model, candidates: tuple[str, ...], split: 
 
 def test_the_minimum_that_is_said_can_be_given(tiny: Model) -> None:
     """Whoever gives the size that the error names is not refused again."""
-    import re
-
     with pytest.raises(UsageError) as refused:
         tiny.solver(1_500_000)
     found = re.search(r"the model takes ([\d.,]+) (\w+)", str(refused.value))
@@ -154,10 +159,10 @@ def test_more_bytes_never_cost_more(tiny: Model) -> None:
     """The predicted divergence falls with the budget, from the minimum to where nothing is lost."""
     minimum = tiny.minimum()
     costs = [tiny.solve(minimum + spare).cost for spare in range(0, 26_000_000, 650_000)]
-    assert all(later <= earlier * 1.01 for earlier, later in zip(costs, costs[1:], strict=False))
+    assert all(later <= earlier * 1.01 for earlier, later in itertools.pairwise(costs))
     assert costs[0] > 100 * costs[len(costs) // 2]
     best = tiny.solve(LARGE)
-    assert (best.cost, best.bound, best.price) == (0, 0, 0)
+    assert (best.cost, best.bound, best.price) == (0, 0, 0)  # and no bound below zero
 
 
 def test_a_sensitive_tensor_gets_more_bits(tiny: Model) -> None:
@@ -188,7 +193,7 @@ def test_shares_add_up(tiny: Model) -> None:
     found = tiny.solve(4_000_000)
     assert sum(count for share in found.shares for _, count in share.types) == len(found.types)
     assert sum(share.cost for share in found.shares) == pytest.approx(1)
-    assert {share.role for share in found.shares} == {role(name) for name in found.types}
+    assert {share.role for share in found.shares} == {role_of(name)[1] for name in found.types}
     weights = {t.name: t for t in tiny.header.tensors}
     experts = next(share for share in found.shares if share.role == "ffn_up_exps")
     assert experts.nbytes == sum(
@@ -234,22 +239,21 @@ def test_what_is_written_is_what_was_said(tiny_gguf: Path, tmp_path: Path) -> No
     assert (tmp_path / "r.gguf").read_bytes() == output.path.read_bytes()
 
 
-def test_names_that_begin_otherwise() -> None:
-    """Encoder and decoder of T5 are told apart, and each layer's rule names it."""
-    from quantize.solve import _rules
-
-    class Names:
-        tensors = tuple(
-            Tensor(f"{side}.blk.{i}.attn_q.weight", (256, 4), "F32", 0, 0, 4096)
-            for side in ("enc", "dec")
-            for i in range(12)
-        )
-
-    types = {t.name: "Q6_K" if ".1." in t.name or ".11." in t.name else "Q4_K" for t in Names.tensors}
-    from quantize.recipes import Recipe
-
-    recipe = Recipe("t5", "", tuple(_rules(types, Names)), "Q4_K_M")  # type: ignore[arg-type]
-    assert recipe.types(Names.tensors, set(types)) == types
+def test_names_that_begin_otherwise(tmp_path: Path) -> None:
+    """Encoder and decoder of T5 are told apart, and a rule for some layers names these."""
+    writer = gguf.GGUFWriter(tmp_path / "t5.gguf", "t5")
+    names = [f"{side}.blk.{i}.attn_q.weight" for side in ("enc", "dec") for i in range(12)]
+    for name in names:
+        writer.add_tensor(name, np.ones((64, 256), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = Model(tmp_path / "t5.gguf", names)
+    matters = Importance({}, (), 512, 4, {"enc.blk.1.attn_q.weight": 50.0, "dec.blk.11.attn_q.weight": 50.0})
+    found = model.solve(model.minimum(("Q4_K",)) + 9_000, ("Q4_K", "Q6_K"), importance=matters)
+    assert [name for name, kind in found.types.items() if kind != "Q4_K"] == list(matters.sensitivities)
+    assert found.recipe.types(model.header.tensors, names) == found.types
 
 
 def test_minimax_m3_in_138_gb(m3_path: Path, tmp_path: Path) -> None:
@@ -267,7 +271,7 @@ def test_minimax_m3_in_138_gb(m3_path: Path, tmp_path: Path) -> None:
     assert solved.cost <= solved.bound * 1.01
     bits: dict[str, list[float]] = {}
     for name, kind in choice.types.items():
-        bits.setdefault(role(name), []).append(kinds.bits(kind))
+        bits.setdefault(role_of(name)[1], []).append(kinds.bits(kind))
     experts = [b for each, values in bits.items() if each.endswith("_exps") for b in values]
     others = [b for each, values in bits.items() if not each.endswith("_exps") for b in values]
     assert len(experts) == 3 * 57

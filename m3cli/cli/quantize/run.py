@@ -10,6 +10,14 @@ import typer
 
 from m3cli.cli import options, values
 from m3cli.cli.quantize.app import quantize
+from m3cli.errors import UsageError
+
+
+def _types(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().upper() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError("--candidates names no type.", "Give some, such as Q2_K,Q4_K,Q8_0.")
+    return names
 
 
 @quantize.command("run")
@@ -64,11 +72,10 @@ def run(
 
     Example:  m3 quantize run M3-BF16.gguf --out M3.gguf --budget 138GB --imatrix M3.imatrix.gguf
     """
-    from m3cli.errors import UsageError
     from m3cli.report.output import write_file, write_json, write_stdout
     from m3cli.report.quantize_run import RunConsole, quantize_object, show_plan
     from quantize.choose import Choice, QuantizeRequest, choose
-    from quantize.events import Converted
+    from quantize.events import Converted, Progress
     from quantize.quantizer import Output, Quantization
 
     if assume_imatrix and (not dry_run or imatrix is not None):
@@ -88,7 +95,7 @@ def run(
         recipe,
         values.nbytes(budget, "--budget") if budget is not None else None,
         imatrix,
-        tuple(name.strip().upper() for name in candidates.split(",")) if candidates is not None else None,
+        _types(candidates) if candidates is not None else None,
         assume_imatrix,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was written is kept
@@ -103,11 +110,11 @@ def run(
             console.note(f"note: {note}")
         if dry_run and quantization.planned.total_bytes > quantization.planned.free_bytes:
             console.note("note: the disk has too little room for it")
-        if choice.solved and not dry_run:
-            recipe_file = out.with_suffix(".recipe.toml")
-            write_file(recipe_file, [choice.solved.recipe.toml().encode()])
-            console.note(f"the recipe is in {recipe_file}")
         for step in [] if dry_run else quantization.run():
+            if choice.solved and isinstance(step, Progress) and step.done == step.resumed:  # it has begun
+                recipe_file = out.with_suffix(".recipe.toml")
+                write_file(recipe_file, [choice.solved.recipe.toml().encode()])
+                console.note(f"the recipe is in {recipe_file}")
             console.show(step)
             if isinstance(step, Converted):
                 done = step
