@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -117,8 +118,9 @@ def test_links_lead_somewhere() -> None:
 
 FEATURES = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in README.partition("| shown by |")[2].splitlines()[2:]
-    if line.startswith("|")
+    for line in itertools.takewhile(
+        lambda line: line.startswith("|"), README.partition("| shown by |")[2].splitlines()[2:]
+    )
 ]
 TESTS = {
     name
