@@ -32,6 +32,7 @@ from quantize.calibration import token_windows
 from quantize.imatrix_partial import PartialMatrix, Totals
 from quantize.importance import Entry, Importance, merged, read_importance, write_importance
 from quantize.native import Native
+from quantize.quantizer import FLOATS
 from quantize.sensitivity import measure_sensitivities
 
 if TYPE_CHECKING:
@@ -257,13 +258,16 @@ class ImatrixComputation:
         """Measure the sensitivities that are not known yet, on the beginning of the first window."""
         with Native(self._request.threads) as native:
             wanted = native.quantizable(self._header)
-        names = [tensor.name for tensor in self._header.tensors if tensor.name in wanted]
+        tensors = [tensor for tensor in self._header.tensors if tensor.name in wanted]
+        quantized = any(tensor.type not in FLOATS for tensor in tensors)
+        names = [tensor.name for tensor in tensors]
         left = [name for name in names if name not in self._sensitivities]
         ids = self._windows[0][:_PROBED]
         config = replace(self._config, n_ctx=len(ids), n_batch=len(ids), n_ubatch=len(ids))
         begin = saved = time.monotonic()
         with WorkerClient("measuring sensitivities") as worker:
-            for done, each in enumerate(measure_sensitivities(worker, config, ids, left), 1):
+            measuring = measure_sensitivities(worker, config, ids, left, quantized=quantized)
+            for done, each in enumerate(measuring, 1):
                 self._sensitivities[each.tensor] = each.value
                 now = time.monotonic()
                 yield Probing(

@@ -20,29 +20,37 @@ if TYPE_CHECKING:
     from quantize.importance import Importance
     from quantize.native import Native
 
-# Relative error of weights like those of trained models, by scripts/bench/quant_errors.py. A float type
-# makes none that matters.
+# Relative errors under an importance matrix, by scripts/bench/quant_facts.py. A float type makes none that
+# matters.
 _TYPICAL_ERRORS = {
-    "IQ1_S": 0.246,
-    "IQ1_M": 0.179,
-    "IQ2_XXS": 0.111,
-    "IQ2_XS": 0.0828,
-    "IQ2_S": 0.0681,
-    "Q2_K": 0.0674,
-    "IQ3_XXS": 0.0279,
-    "Q3_K": 0.0250,
-    "IQ3_S": 0.0189,
-    "IQ4_XS": 0.00689,
-    "MXFP4": 0.0161,
-    "Q4_0": 0.00985,
-    "Q4_K": 0.00557,
-    "IQ4_NL": 0.00669,
-    "Q4_1": 0.00531,
-    "Q5_0": 0.00244,
-    "Q5_K": 0.00148,
-    "Q5_1": 0.00126,
-    "Q6_K": 0.00039,
-    "Q8_0": 0.00005,
+    "IQ1_S": 0.26,
+    "IQ1_M": 0.19,
+    "IQ2_XXS": 0.12,
+    "IQ2_XS": 0.088,
+    "IQ2_S": 0.072,
+    "Q2_K": 0.071,
+    "IQ3_XXS": 0.03,
+    "Q3_K": 0.026,
+    "IQ3_S": 0.02,
+    "IQ4_XS": 0.0071,
+    "MXFP4": 0.016,
+    "Q4_0": 0.01,
+    "Q4_K": 0.0059,
+    "IQ4_NL": 0.0069,
+    "Q4_1": 0.0056,
+    "Q5_0": 0.0026,
+    "Q5_K": 0.0015,
+    "Q5_1": 0.0013,
+    "Q6_K": 0.00041,
+    "Q8_0": 5e-05,
+    "attn_k": 0.034,
+    "attn_output": 0.023,
+    "attn_q": 0.013,
+    "attn_v": 0.031,
+    "ffn_down": 0.058,
+    "ffn_gate": 0.049,
+    "ffn_up": 0.062,
+    "token_embd": 0.092,
 }
 _ROWS = 64  # of a tensor, evenly spread over its matrices and their rows
 _MATRICES = 16  # experts of a tensor that rows are taken from, at most

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from m3cli.engine.process import WorkerClient
 
 _ERROR = 1e-3  # relative energy of the noise: about what 6 bits a weight make
+_LARGE_ERROR, _NO_ERROR = 5e-2, 1e-9  # for models that are quantized already
 
-# Medians of SmolLM2 135M and Qwen2.5 Coder 0.5B, by scripts/bench/quant_sensitivity.py; for tensors of which
+# What is usual in SmolLM2 135M and Qwen2.5 Coder 0.5B, by scripts/bench/quant_facts.py, for tensors of which
 # nothing was measured. The first that is found in the name decides.
 _TYPICAL = (
     (re.compile(r"^output\."), 10.0),
-    (re.compile(r"^token_embd\."), 1.0),
-    (re.compile(r"attn_k\."), 0.08),
-    (re.compile(r"attn_v\.|ffn_(up|down)"), 0.05),
-    (re.compile(r""), 0.03),
+    (re.compile(r"^token_embd\."), 0.1),
+    (re.compile(r"attn_"), 0.04),
+    (re.compile(r""), 0.07),
 )
 
 
@@ -49,13 +49,29 @@ def typical_sensitivity(tensor: str) -> float:
 
 
 def measure_sensitivities(
-    worker: WorkerClient, config: EngineConfig, window: array[int], tensors: Sequence[str]
+    worker: WorkerClient,
+    config: EngineConfig,
+    window: array[int],
+    tensors: Sequence[str],
+    *,
+    quantized: bool = False,
 ) -> Iterator[Sensitivity]:
     """Measure one tensor after the other on a window of text: each takes one pass over it.
 
+    For a model that is `quantized`, it takes two. There llama.cpp rounds activations too, and the slightest
+    change makes it round them otherwise; so what almost no error does is taken off what a larger one does.
     `config` has room for the window in one batch. Raises what loading and computing raises.
     """
+    error = _LARGE_ERROR if quantized else _ERROR
+
+    def divergence(tensor: str, error: float) -> float | None:
+        message = {"op": "sensitivity", "config": asdict(config), "tensors": [tensor], "error": error}
+        (found,) = worker.ask(message, pack_ids(window))[0]["result"]
+        return None if found is None else float(found)
+
     for tensor in tensors:
-        message = {"op": "sensitivity", "config": asdict(config), "tensors": [tensor], "error": _ERROR}
-        (divergence,) = worker.ask(message, pack_ids(window))[0]["result"]
-        yield Sensitivity(tensor, None if divergence is None else max(divergence, 0.0) / _ERROR)
+        found = divergence(tensor, error)
+        if found is not None:
+            rounding = (divergence(tensor, _NO_ERROR) or 0.0) if quantized else 0.0
+            found = max(found - rounding, 0.0) / error
+        yield Sensitivity(tensor, found)

@@ -1,28 +1,30 @@
 """How much the predictions of a model change when the output of one of its matrices is off by a little.
 
-The callback between two nodes of the graph adds to what a matrix has given the noise that random errors of
-its weights would make. For each channel of the output that is a Gaussian over the tokens, whose covariance
-follows from their inputs alone: where inputs agree, so do the errors, and attention does not average them
-away. Weights are not touched, so one pass over a window of text measures one matrix.
-Runs in the worker process, as all that uses llama.cpp does.
+Between two nodes of the graph, what a matrix has given gets the noise that random errors of its weights would
+make. For each channel of the output that is a Gaussian over the tokens, whose covariance follows from their
+inputs alone: where inputs agree, so do the errors, and attention does not average them away. Weights are not
+touched, so one pass over a window of text measures one matrix. The whole window is computed as one, as its
+noise belongs together. Runs in the worker process, as all that uses llama.cpp does.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m3cli.engine import ggml_tensor
 from m3cli.engine.ggml_rows import dequantize
-from m3cli.engine.llama import lib, load, make_context
-from m3cli.engine.placement import model_params
+from m3cli.engine.ggml_tensor import op_name, read, store, values, weight_name
+from m3cli.engine.llama import physical_cores
+from m3cli.engine.llama_windows import Watcher, WindowModel, log_softmax
 from m3cli.engine.worker import config_of
-from m3cli.errors import MachineError
+from m3cli.errors import ModelError, UsageError
 from m3cli.model.tokens import unpack_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from array import array
 
     from numpy.typing import NDArray
 
@@ -34,136 +36,167 @@ _USES = ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS")  # embeddings are looked up, and o
 _MATRICES = 16  # experts of a tensor that are looked at
 _ROWS = 64  # of each
 _SEED = 0
+_LOGITS_BYTES = 256 << 20  # of the reference's logits, and of those that llama.cpp holds
 
 
-class _Probe:
-    """A model, a window of text, and what the model says without noise."""
+class _Noise(Watcher):
+    """Notes which tensors the graph uses, or adds the noise of errors to what one of them gives."""
 
-    def __init__(self, config: EngineConfig, ids: Sequence[int]) -> None:
-        self._ids = ids
-        self._uses: dict[str, dict[str, _Use]] = {}  # by tensor and operation
-        self._target = ""
-        self._error_energy = 0.0
-        self._random = np.random.default_rng(_SEED)
-        self._error: BaseException | None = None
-        self._callback = lib.ggml_backend_sched_eval_callback(self._called)
-        self._model = load(config.model_path, model_params(config, extra_buffers=False))
-        self._context = make_context(self._model, config, outputs=len(ids), callback=self._callback)
-        self._vocabulary = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
-        self._reference = self._log_probabilities()
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: set[str] = set()
+        self._target: str | None = None
+        self._energy = 0.0
+        self._chance = np.random.default_rng(_SEED)
 
-    def divergence(self, tensor: str, error: float) -> float | None:
-        """Mean KL divergence, in nats a token, for a relative error of the matrix; None if it is not used."""
-        if tensor not in self._uses:
-            return None
-        self._target, self._error_energy = tensor, error
-        self._random = np.random.default_rng(_SEED)
-        changed = self._log_probabilities()
-        total = 0.0
-        for reference, other in zip(self._reference, changed, strict=True):
-            total += float(np.exp(reference) @ (reference - other))
-        return total / len(changed)
+    def begin(self, target: str, energy: float) -> None:
+        """From now on, disturb `target` by errors of this relative energy; the same ones after each call."""
+        self._target, self._energy = target, energy
+        self._chance = np.random.default_rng(_SEED)
 
-    def _log_probabilities(self) -> NDArray[np.float64]:
-        """Of the second half of the window, which has seen the first: [positions, vocabulary]."""
-        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
-        count = len(self._ids)
-        batch = lib.llama_batch_init(count, 0, 1)
-        try:
-            batch.n_tokens = count
-            for i, token in enumerate(self._ids):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, i, 1, 0
-                batch.logits[i] = i >= count // 2
-            code = lib.llama_decode(self._context, batch)
-        finally:
-            lib.llama_batch_free(batch)
-        if self._error is not None:
-            raise self._error
-        if code:
-            raise MachineError(f"llama.cpp could not compute a window of {count} tokens: code {code}.")
-        half = count - count // 2
-        logits = np.ctypeslib.as_array(lib.llama_get_logits(self._context), (half, self._vocabulary))
-        values = logits.astype(np.float64)
-        values -= values.max(axis=1, keepdims=True)
-        values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
-        return values
-
-    def _called(self, address: int, ask: bool, _user_data: object) -> bool:
-        """Say whether a node is wanted, or use it; an error ends the pass, and is raised behind it."""
-        try:
-            node = ggml_tensor.tensor_at(address)
-            operation = ggml_tensor.op_name(node.op)
-            if operation not in _USES:
-                return not ask
-            name = node.source(0).text
-            if not name.endswith(".weight") or (self._target and name != self._target):
-                return not ask
-            if not ask:
-                uses = self._uses.setdefault(name, {})
-                if self._target:
-                    self._disturb(node, uses[operation])
-                elif operation not in uses:
-                    uses[operation] = _Use(node, operation)
-        except BaseException as error:  # noqa: BLE001 - raised by whoever called llama.cpp
-            self._error = error
+    def wants(self, node: Tensor) -> bool:
+        """Whether a node uses the tensor to be disturbed."""
+        if op_name(node.op) not in _USES:
             return False
-        return True
+        name = weight_name(node.source(0))
+        if self._target is None:
+            self.used.add(name)
+        return name == self._target
 
-    def _disturb(self, node: Tensor, use: _Use) -> None:
-        outputs = ggml_tensor.values(node)
-        flat = outputs.reshape(-1, outputs.shape[-1])
-        noise = use.spread @ self._random.standard_normal(flat.shape, np.float32)
-        ggml_tensor.store(node, (flat + np.sqrt(self._error_energy) * noise).reshape(outputs.shape))
-
-    def close(self) -> None:
-        """Free the context and the weights."""
-        lib.llama_free(self._context)
-        lib.llama_model_free(self._model)
+    def see(self, node: Tensor) -> None:
+        """Add the noise. A tensor that is used at two places has other errors at each."""
+        noise = (_lookup_noise if op_name(node.op) == "GET_ROWS" else _product_noise)(node, self._chance)
+        outputs = values(node)
+        store(node, outputs + np.float32(self._energy**0.5) * noise.reshape(outputs.shape))
 
 
-class _Use:
-    """What a tensor does at one place of the graph, as far as errors of its weights are concerned.
+def _lookup_noise(node: Tensor, chance: np.random.Generator) -> NDArray[np.float32]:
+    """Noise of an error of 1 in rows that were looked up, the same wherever a row is: [rows, columns]."""
+    rows = values(node).reshape(-1, node.ne[0])
+    _, which = np.unique(values(node.source(1)).ravel(), return_inverse=True)
+    drawn = chance.standard_normal((which.max() + 1, rows.shape[1]), np.float32)
+    noise: NDArray[np.float32] = np.sqrt(np.square(rows).mean(axis=1, keepdims=True)) * drawn[which]
+    return noise
 
-    `spread` [tokens, tokens] makes the output's noise, for an error of 1, out of independent numbers.
+
+def _product_noise(node: Tensor, chance: np.random.Generator) -> NDArray[np.float32]:
+    """Noise of an error of 1 in a product, of each of the tensor's matrices its own: [rows, outputs].
+
+    The energy of an error of 1 is that of squared inputs times squared weights; it is spread evenly over the
+    weights.
     """
-
-    def __init__(self, node: Tensor, operation: str) -> None:
-        if operation == "GET_ROWS":  # what is looked up is the weights themselves
-            inputs = ggml_tensor.values(node).reshape(-1, node.ne[0])
-            rows = ggml_tensor.values(node.source(1)).ravel()
-            energy = np.square(inputs).mean(axis=1)
-            covariance = np.sqrt(np.outer(energy, energy)) * (rows[:, None] == rows)
-        else:
-            inputs = _inputs(node)
-            covariance = inputs @ inputs.T
-            # The energy of an error of 1 is that of squared inputs times squared weights.
-            total = float((np.square(inputs) @ _column_energy(node.source(0))).sum())
-            covariance *= total / np.trace(covariance)
-            if operation == "MUL_MAT_ID":
-                experts = ggml_tensor.values(node.source(2)).ravel()
-                covariance *= experts[:, None] == experts
-        values, vectors = np.linalg.eigh(covariance.astype(np.float64))
-        self.spread = np.asarray(vectors * np.sqrt(np.maximum(values, 0)), np.float32)
+    inputs, matrices = _inputs(node), _matrices(node)
+    activity = np.einsum("ij,ij->j", inputs, inputs, dtype=np.float64)
+    there = np.unique(matrices)
+    energy = activity @ _column_energy(node.source(0), there) / (activity.sum() or 1.0)
+    noise = np.empty((len(inputs), node.ne[0]), np.float32)
+    for matrix in there:
+        rows = matrices == matrix
+        # R of X = (QR)ᵀ has XXᵀ = RᵀR, so Rᵀ makes the covariance out of independent numbers.
+        spread: Any = np.linalg.qr(inputs[rows].T, mode="r")
+        noise[rows] = spread.T @ chance.standard_normal((len(spread), node.ne[0]), np.float32)
+    noise *= np.float32(energy**0.5)
+    return noise
 
 
 def _inputs(node: Tensor) -> NDArray[np.float32]:
-    """Row that each row of a product was multiplied from: [tokens, columns]."""
-    inputs = ggml_tensor.values(node.source(1))
-    shape = (*node.ne[:0:-1], inputs.shape[-1])  # experts of one token may share its row
-    return np.ascontiguousarray(np.broadcast_to(inputs, shape)).reshape(-1, inputs.shape[-1])
+    """Row that each row of a product was multiplied from: [rows, columns]. Raises ModelError."""
+    inputs = values(node.source(1))
+    shape = (*node.ne[:0:-1], inputs.shape[-1])
+    try:
+        whole = np.broadcast_to(inputs, shape)  # experts of one token may share its row
+    except ValueError:
+        raise ModelError(
+            f"{weight_name(node.source(0))} is used in a way that m3 does not know: rows {inputs.shape} give "
+            f"{shape[:-1]}.",
+            "No sensitivities can be measured for this model.",
+        ) from None
+    return np.ascontiguousarray(whole).reshape(-1, inputs.shape[-1])
 
 
-def _column_energy(weights: Tensor) -> NDArray[np.float32]:
-    """Mean squared weight of each column, of some rows of some matrices: [columns]."""
-    columns, rows, matrices = weights.ne[0], weights.ne[1], weights.ne[2]
+def _matrices(node: Tensor) -> NDArray[np.int64]:
+    """Which of the tensor's matrices each row of a product is from: [rows]."""
+    if op_name(node.op) == "MUL_MAT_ID":
+        return values(node.source(2)).astype(np.int64).ravel()
+    weights = node.source(0)
+    outer, inner, rows = node.ne[:0:-1]
+    n2, n3 = weights.ne[2], weights.ne[3]  # each for as many of the outer dimensions, by ggml_mul_mat
+    number = (np.arange(outer) // (outer // n3) * n2)[:, None] + np.arange(inner) // (inner // n2)
+    return np.repeat(number.ravel(), rows)
+
+
+def _column_energy(weights: Tensor, there: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean squared weight of each column, of some rows of some of the matrices that are `there`: [columns].
+
+    Others may hold anything where a scheduler copied the tensor for this one product.
+    """
+    columns, rows = weights.ne[0], weights.ne[1]
     places = [
-        matrix * weights.nb[2] + row * weights.nb[1]
-        for matrix in range(0, matrices, -(-matrices // _MATRICES))
+        matrix // weights.ne[2] * weights.nb[3] + matrix % weights.ne[2] * weights.nb[2] + row * weights.nb[1]
+        for matrix in there[:: -(-len(there) // _MATRICES)].tolist()
         for row in range(0, rows, -(-rows // _ROWS))
     ]
-    data = b"".join(ggml_tensor.read(weights, place, weights.nb[1]) for place in places)
-    values = dequantize(weights.type_name, data, len(places) * columns).reshape(-1, columns)
-    return np.asarray(np.square(values).mean(axis=0))
+    data = b"".join(read(weights, place, weights.nb[1]) for place in places)
+    sample = dequantize(weights.type_name, data, len(places) * columns).reshape(-1, columns)
+    energy: NDArray[np.float64] = np.einsum("ij,ij->j", sample, sample, dtype=np.float64) / len(sample)
+    return energy
+
+
+class _Probe:
+    """A model, a window of text, and what the model says without noise.
+
+    Of the second half of the window, which has seen the first, all positions count; with a large vocabulary,
+    every second, third and so on, as memory allows.
+    """
+
+    def __init__(self, config: EngineConfig, ids: array[int]) -> None:
+        count = len(ids)
+        if count < 2:
+            raise UsageError(
+                f"A window of {count:,} tokens is too short to measure sensitivities on.",
+                "Ask for a window of 512 tokens, as is usual.",
+            )
+        self._ids, self._threads = ids, config.threads or physical_cores()
+        self._noise = _Noise()
+        self._model = WindowModel(replace(config, n_ctx=max(config.n_ctx, count)), self._noise)
+        most = max(1, _LOGITS_BYTES // (self._model.n_vocab * 4))
+        half = range(count // 2, count)
+        self._wanted = half[:: -(-len(half) // most)]
+        self._model.open(count, count, len(self._wanted))
+        try:
+            self._reference = self._logits().copy()
+        except BaseException:
+            self.close()
+            raise
+
+    def divergence(self, tensor: str, error: float) -> float | None:
+        """Mean KL divergence, in nats a token, for a relative error of the matrix; None if it is not used.
+
+        Raises ModelError when logits are no numbers, EngineCrashError.
+        """
+        if tensor not in self._noise.used:
+            return None
+        self._noise.begin(tensor, error)
+        with ThreadPoolExecutor(self._threads) as pool:
+            each = list(pool.map(_divergence, self._reference, self._logits()))
+        return sum(each) / len(each)
+
+    def _logits(self) -> NDArray[np.float32]:
+        """Logits of the positions that count: [positions, vocabulary]; gone with the next ones."""
+        (logits,) = self._model.logits(self._ids, self._wanted)
+        return logits
+
+    def close(self) -> None:
+        """Free everything; may be called twice."""
+        self._model.close()
+
+
+def _divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """KL divergence of the predictions of one position from those of the reference, in nats."""
+    before, before_total, _ = log_softmax(reference)
+    after, after_total, _ = log_softmax(other)
+    shares = np.exp(before - before_total)
+    return float(shares @ (before - after)) + after_total - before_total
 
 
 _probe: _Probe | None = None
@@ -173,8 +206,9 @@ _key: object = None
 def sensitivity(message: Message, payload: bytes) -> tuple[Any, bytes]:
     """Measure the divergence that an `error` of each of `tensors` makes in the window in the payload.
 
-    The result has a number for each, or None for one that is not used. What is known of the
-    window stays for the next message with the same one.
+    The result has a number for each, in nats a token, or None for one that is not used. What is known of the
+    window stays for the next message with the same one. Batches are as long as the window, whatever `config`
+    says. Raises ModelError or MachineError when the model cannot be loaded or run or predicts no numbers.
     """
     global _probe, _key
     config = config_of(message)
@@ -183,8 +217,7 @@ def sensitivity(message: Message, payload: bytes) -> tuple[Any, bytes]:
         if _probe is not None:
             _probe.close()
             _probe = None
-        _probe = _Probe(config, unpack_ids(payload))
-        _key = key
+        _probe, _key = _Probe(config, unpack_ids(payload)), key
     return [_probe.divergence(tensor, message["error"]) for tensor in message["tensors"]], b""
 
 

@@ -85,7 +85,8 @@ class WindowModel:
 
     def __init__(self, config: EngineConfig, watcher: Watcher | None = None) -> None:
         self._config, self._watcher = config, watcher
-        self._context = self._batch = None
+        self._context: Any = None
+        self._batch: Any = None
         self._model = load(config.model_path, model_params(config, extra_buffers=False))
         self.n_vocab = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
 
@@ -151,7 +152,7 @@ class WindowModel:
 
     def _decode(self, ids: Sequence[int], start: int, wanted: range) -> int:
         """Compute one batch, the first token of which is at position `start`; how many were wanted."""
-        batch: Any = self._batch
+        batch = self._batch
         batch.n_tokens = len(ids)
         outputs = 0
         for i, token in enumerate(ids):
@@ -205,7 +206,8 @@ def log_softmax(logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], float
     """
     top = int(logits.argmax())
     below = logits.astype(np.float64)
-    below -= below[top]
+    with np.errstate(invalid="ignore"):  # told below
+        below -= below[top]
     np.maximum(below, _LOWEST, out=below)
     total = float(np.log(np.exp(below).sum()))
     if not np.isfinite(total):

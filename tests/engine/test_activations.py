@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from array import array
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,6 @@ from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as modeling
 from m3cli.engine import ggml_tensor, llama, llama_activations
 from m3cli.engine.events import EngineConfig
 from m3cli.engine.llama import lib
-from m3cli.engine.llama_activations import weight_name
 from m3cli.engine.process import WorkerClient
 from m3cli.errors import MachineError, ModelError
 from m3cli.model.header import read_header
@@ -244,6 +244,17 @@ def test_windows_add_up(tiny_gguf: Path, worker: WorkerClient) -> None:
         np.testing.assert_allclose(both[name][0], sums, rtol=1e-9)
 
 
+def test_a_window_may_take_several_batches(tiny_gguf: Path, worker: WorkerClient) -> None:
+    """Later ones see the earlier: sums are those of the whole window, up to rounding."""
+    windows = windows_of(2, BUDGET)
+    whole = measure(worker, tiny_gguf, windows)
+    pieces = measure(worker, tiny_gguf, windows, n_batch=BUDGET // 2, n_ubatch=BUDGET // 4)
+    assert list(pieces) == list(whole)
+    for name, (sums, counts) in whole.items():
+        assert pieces[name][1] == counts
+        assert np.linalg.norm(pieces[name][0] - sums) < 1e-3 * np.linalg.norm(sums), name
+
+
 def test_experts_take_part_in_turn(tiny_gguf: Path, worker: WorkerClient) -> None:
     """The counts of a layer's experts are those of its tokens, times the experts that each uses."""
     measured = measure(worker, tiny_gguf, windows_of(1, 48))
@@ -287,7 +298,7 @@ def test_an_error_ends_the_computation(broken: Path) -> None:
     """What comes behind the broken layer is not computed, and the error is raised once."""
     run = llama_activations._Run(_config(broken), output_tensor=True)
     try:
-        window = np.array(windows_of(1, 32)[0], np.int32)
+        window = array("i", windows_of(1, 32)[0])
         for _ in range(2):
             with pytest.raises(ModelError):
                 run.add(window)
@@ -303,7 +314,7 @@ def test_memory_of_devices_is_copied(tiny_gguf: Path, monkeypatch: pytest.Monkey
     def sums() -> dict[str, NDArray[np.float64]]:
         run = llama_activations._Run(_config(tiny_gguf), output_tensor=False)
         try:
-            run.add(np.array(windows_of(1, 32)[0], np.int32))
+            run.add(array("i", windows_of(1, 32)[0]))
             return {name: each.squares for name, each in run.collector.sums.items()}
         finally:
             run.close()
@@ -375,7 +386,7 @@ def test_sums_of_experts(per_expert: int) -> None:
 )
 def test_names_are_those_of_the_weights(text: str, name: str) -> None:
     """Without what a scheduler adds when it copies them to another device."""
-    assert weight_name(text) == name
+    assert ggml_tensor.weight_name(ggml_tensor.Tensor(name=text.encode())) == name
 
 
 def _with(change: Callable[[list[Any]], None]) -> type[ctypes.Structure]:
