@@ -32,7 +32,6 @@ from quantize.calibration import token_windows
 from quantize.imatrix_partial import PartialMatrix, Totals
 from quantize.importance import Entry, Importance, merged, read_importance, write_importance
 from quantize.native import Native
-from quantize.quantizer import FLOATS
 from quantize.sensitivity import measure_sensitivities
 
 if TYPE_CHECKING:
@@ -259,14 +258,14 @@ class ImatrixComputation:
         with Native(self._request.threads) as native:
             wanted = native.quantizable(self._header)
         tensors = [tensor for tensor in self._header.tensors if tensor.name in wanted]
-        quantized = any(tensor.type not in FLOATS for tensor in tensors)
+        types = {tensor.type for tensor in tensors}
         names = [tensor.name for tensor in tensors]
         left = [name for name in names if name not in self._sensitivities]
         ids = self._windows[0][:_PROBED]
         config = replace(self._config, n_ctx=len(ids), n_batch=len(ids), n_ubatch=len(ids))
         begin = saved = time.monotonic()
         with WorkerClient("measuring sensitivities") as worker:
-            measuring = measure_sensitivities(worker, config, ids, left, quantized=quantized)
+            measuring = measure_sensitivities(worker, config, ids, left, types=types)
             for done, each in enumerate(measuring, 1):
                 self._sensitivities[each.tensor] = each.value
                 now = time.monotonic()

@@ -15,16 +15,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from m3cli.model.tokens import pack_ids
+from quantize.quantizer import FLOATS
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from m3cli.engine.events import EngineConfig
     from m3cli.engine.process import WorkerClient
 
-_ERROR = 1e-3  # relative energy of the noise: about what 6 bits a weight make
-_LARGE_ERROR, _NO_ERROR = 5e-2, 1e-9  # for models that are quantized already
+# Relative energy of the noise, by the precision of the weights, to which llama.cpp rounds activations too:
+# as small as what rounding does allows.
+_ERROR, _BF16_ERROR, _QUANTIZED_ERROR = 1e-3, 1e-2, 5e-2
+_NO_ERROR = 1e-9
 
 # What is usual in SmolLM2 135M and Qwen2.5 Coder 0.5B, by scripts/bench/quant_facts.py, for tensors of which
 # nothing was measured. The first that is found in the name decides.
@@ -54,15 +57,20 @@ def measure_sensitivities(
     window: array[int],
     tensors: Sequence[str],
     *,
-    quantized: bool = False,
+    types: Collection[str] = ("F32",),
 ) -> Iterator[Sensitivity]:
-    """Measure one tensor after the other on a window of text: each takes one pass over it.
+    """Measure one tensor after the other on a window of text: each takes one pass over it, or two.
 
-    For a model that is `quantized`, it takes two. There llama.cpp rounds activations too, and the slightest
-    change makes it round them otherwise; so what almost no error does is taken off what a larger one does.
-    `config` has room for the window in one batch. Raises what loading and computing raises.
+    `types` are those of the model's weights. With quantized or BF16 ones llama.cpp rounds activations so
+    coarsely that the slightest change makes it round them otherwise; so what almost no error does is taken
+    off what a larger one does. `config` has room for the window in one batch. Raises what loading and
+    computing raises.
     """
-    error = _LARGE_ERROR if quantized else _ERROR
+    error = _ERROR
+    if any(kind not in FLOATS for kind in types):
+        error = _QUANTIZED_ERROR
+    elif "BF16" in types:
+        error = _BF16_ERROR
 
     def divergence(tensor: str, error: float) -> float | None:
         message = {"op": "sensitivity", "config": asdict(config), "tensors": [tensor], "error": error}
@@ -72,6 +80,6 @@ def measure_sensitivities(
     for tensor in tensors:
         found = divergence(tensor, error)
         if found is not None:
-            rounding = (divergence(tensor, _NO_ERROR) or 0.0) if quantized else 0.0
+            rounding = (divergence(tensor, _NO_ERROR) or 0.0) if error > _ERROR else 0.0
             found = max(found - rounding, 0.0) / error
         yield Sensitivity(tensor, found)

@@ -4,7 +4,13 @@ Between two nodes of the graph, what a matrix has given gets the noise that rand
 make. For each channel of the output that is a Gaussian over the tokens, whose covariance follows from their
 inputs alone: where inputs agree, so do the errors, and attention does not average them away. Weights are not
 touched, so one pass over a window of text measures one matrix. The whole window is computed as one, as its
-noise belongs together. Runs in the worker process, as all that uses llama.cpp does.
+noise belongs together.
+
+On a CPU, llama.cpp rounds what it multiplies with weights of less than 32 bits to about their precision, and
+any change, however small, makes it round all that comes behind another way. What that makes is in every
+result: in SmolLM2, up to 4e-6 nats a token with weights in F16, 1.4e-4 in BF16, 4e-3 in Q8_0.
+
+Runs in the worker process, as all that uses llama.cpp does.
 """
 
 from __future__ import annotations
