@@ -10,6 +10,7 @@ is replaced as a whole: whatever kills the computation, it can go on from there.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import signal
 import threading
@@ -37,6 +38,8 @@ from quantize.sensitivity import measure_sensitivities
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from m3cli.model.header import Header
 
 FEW_WINDOWS = 50  # with fewer, what a text happens to be about shows in the matrix
 
@@ -182,7 +185,7 @@ class ImatrixComputation:
         if error := problem(header, shape):
             raise error
         self._config = _engine_config(request, shape)
-        self._added = [read_importance(path) for path in request.add]
+        self._added = [_matrix_of(header, path) for path in request.add]
         windows = token_windows(request.data, request.model, request.window, request.windows)
         self._windows = windows.ids
         self._identity = {
@@ -238,6 +241,7 @@ class ImatrixComputation:
             self._done,
             {name: value for name, value in self._sensitivities.items() if value is not None},
         )
+        self._save(totals)  # what stands in the way of the last step loses nothing
         for other in self._added:
             importance = merged(importance, other)
         self._partial.refuse_existing_output()
@@ -355,6 +359,24 @@ class ImatrixComputation:
         finally:
             for number, handler in before:
                 signal.signal(number, handler)
+
+
+def _matrix_of(header: Header, path: Path) -> Importance:
+    """Read a matrix that is to be added. Raises ModelError when it is of another model."""
+    importance = read_importance(path)
+    sizes = {
+        tensor.name: math.prod(tensor.dims) // max(tensor.dims[1], 1)
+        for tensor in header.tensors
+        if tensor.dims[1:]
+    }
+    for name, entry in importance.entries.items():
+        if name in sizes and entry.sums.size != sizes[name]:
+            raise ModelError(
+                f"The importance matrix {path} has {entry.sums.size:,} values for {name}, which has "
+                f"{sizes[name]:,} columns.",
+                "It was computed for another model: choose one for this model.",
+            )
+    return importance
 
 
 def _engine_config(request: ImatrixRequest, shape: ModelShape) -> EngineConfig:

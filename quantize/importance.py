@@ -120,7 +120,7 @@ def merged(first: Importance, second: Importance) -> Importance:
         chunks = first.chunk_count + second.chunk_count * second.chunk_size // first.chunk_size
     datasets = tuple(dict.fromkeys((*first.datasets, *second.datasets)))
     sensitivities = {**second.sensitivities, **first.sensitivities}
-    return Importance(dict(sorted(result.items())), datasets, size, chunks, sensitivities)
+    return Importance(dict(sorted(result.items())), datasets, size, min(chunks, (1 << 32) - 1), sensitivities)
 
 
 def _scaled(name: str, entry: Entry, factor: int) -> Entry:

@@ -89,7 +89,13 @@ def test_a_command_of_the_readme_works(command: str, workplace: Path) -> None:
         "GITHUB_STEP_SUMMARY": str(workplace / "summary.md"),
     }
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", re.sub(r"(?<=--budget )\w+", lambda size: SIZES[size[0]], command)],
+        [
+            "bash",
+            "-o",
+            "pipefail",
+            "-c",
+            re.sub(r"(?<=--budget )\w+", lambda size: SIZES.get(size[0], size[0]), command),
+        ],
         cwd=workplace,
         env=environ,
         stdin=subprocess.DEVNULL,

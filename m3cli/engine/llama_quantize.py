@@ -105,9 +105,7 @@ def quantize_rows(message: Message, payload: bytes) -> tuple[Any, bytes]:
 
     def work(first: int) -> None:
         count = min(per_thread, rows - first)
-        data = np.fromfile(path, np.uint8, count * row_in, offset=message["offset"] + first * row_in)
-        if data.size != count * row_in:
-            raise ModelError(f"{path} became shorter while it was read.", "Run the command again.")
+        data = _read(path, message["offset"] + first * row_in, count * row_in)
         if kind == to:
             out[first * row_out :][: count * row_out] = data
             return
@@ -132,7 +130,7 @@ def row_errors(message: Message, payload: bytes) -> tuple[Any, bytes]:
     row_in = _row_bytes(kind, columns)
     blocks: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
     for offset, rows, matrix in message["pieces"]:
-        data = np.fromfile(path, np.uint8, rows * row_in, offset=offset)
+        data = _read(path, offset, rows * row_in)
         values = _values(message, data, rows * columns).reshape(rows, columns)
         blocks.append((values, None if importance is None else importance[matrix]))
 
@@ -158,6 +156,19 @@ def row_errors(message: Message, payload: bytes) -> tuple[Any, bytes]:
     with ThreadPoolExecutor(message["threads"] or physical_cores()) as pool:
         errors = list(pool.map(error, message["to"]))
     return {"energy": total, "errors": errors}, b""
+
+
+def _read(path: str, offset: int, nbytes: int) -> NDArray[np.uint8]:
+    """Bytes of a file. Raises ModelError when they cannot be read."""
+    try:
+        data = np.fromfile(path, np.uint8, nbytes, offset=offset)
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check the path and its disk."
+        ) from error
+    if data.size != nbytes:
+        raise ModelError(f"{path} became shorter while it was read.", "Run the command again.")
+    return data
 
 
 def _values(message: Message, data: NDArray[np.uint8], count: int) -> NDArray[np.float32]:

@@ -89,6 +89,7 @@ def show_plan(planned: QuantizePlan, choice: Choice, console: Console) -> None:
 def quantize_object(planned: QuantizePlan, choice: Choice, done: Converted | None) -> dict[str, Any]:
     """The plan, the choice, and where and in how long it was carried out: null after a dry run."""
     solved, tensors = choice.solved, choice.source.header.tensors
+    known = solved is not None and solved.measured and solved.sensitivities
     return {
         **asdict(planned),
         "tensors": [
@@ -101,9 +102,9 @@ def quantize_object(planned: QuantizePlan, choice: Choice, done: Converted | Non
         "budget": solved
         and {
             "recipe": solved.recipe.toml(),
-            "predicted_kl": solved.cost,
-            "least_kl": solved.bound,
-            "kl_per_gb": solved.price * 1e9,
+            "predicted_kl": solved.cost if known else None,
+            "least_kl": solved.bound if known else None,
+            "kl_per_gb": solved.price * 1e9 if known else None,
             "measured": solved.measured,
             "sensitivities": solved.sensitivities,
             "roles": [{**share._asdict(), "types": dict(share.types)} for share in solved.shares],

@@ -283,7 +283,7 @@ def test_another_conversion_is_not_resumed(tiny_m3: Path, tmp_path: Path) -> Non
     path = checkpoint / "config.json"
     config = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**config, "quantization_config": {"weight_block_size": [1, 32]}}))
-    with pytest.raises(UsageError, match="another checkpoint"):
+    with pytest.raises(UsageError, match="another model"):
         list(convert(ConvertRequest(checkpoint, out, resume=True)))
 
 

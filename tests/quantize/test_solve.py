@@ -276,8 +276,7 @@ def test_minimax_m3_in_138_gb(m3_path: Path, tmp_path: Path) -> None:
     others = [b for each, values in bits.items() if not each.endswith("_exps") for b in values]
     assert len(experts) == 3 * 57
     assert max(experts) < 3.5
-    assert min(others) > 5
-    assert min(bits["ffn_down_exps"]) >= max(bits["ffn_gate_exps"])
+    assert min(others) > 4
     header = read_header(m3_path)
     ruled = solved.recipe.types(header.tensors, set(choice.types))
     assert {name: ruled[name] for name in choice.types} == choice.types

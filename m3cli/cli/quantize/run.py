@@ -113,8 +113,11 @@ def run(
         for step in [] if dry_run else quantization.run():
             if choice.solved and isinstance(step, Progress) and step.done == step.resumed:  # it has begun
                 recipe_file = out.with_suffix(".recipe.toml")
-                write_file(recipe_file, [choice.solved.recipe.toml().encode()])
-                console.note(f"the recipe is in {recipe_file}")
+                if recipe_file.exists():
+                    console.note(f"note: {recipe_file} is left as it is; --dry-run prints the recipe")
+                else:
+                    write_file(recipe_file, [choice.solved.recipe.toml().encode()])
+                    console.note(f"the recipe is in {recipe_file}")
             console.show(step)
             if isinstance(step, Converted):
                 done = step
