@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import signal
 import threading
 import time
@@ -33,6 +32,7 @@ from quantize.calibration import token_windows
 from quantize.imatrix_partial import PartialMatrix, Totals
 from quantize.importance import Entry, Importance, merged, read_importance, write_importance
 from quantize.native import Native
+from quantize.roles import role_of
 from quantize.sensitivity import measure_sensitivities
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ _UBATCH = 512  # tokens, llama.cpp's default
 _PROBED = 256  # tokens, of the second half of which the predictions are compared
 _SAVING_SHARE = 0.05  # of the time, at most, is spent on saving
 _EXPERTS_IN_RAM = ((r"\.ffn_\w+_exps\.", "CPU"),)
-_LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,9 +401,8 @@ def _unused(importance: Importance) -> tuple[Unused, ...]:
     """The experts without a token, by layer; the matrices of an expert get the same tokens."""
     found: dict[int, Unused] = {}
     for name, entry in importance.entries.items():
-        layer = _LAYER.match(name)
+        layer, _ = role_of(name)
         experts = np.flatnonzero(entry.counts == 0)
-        if layer and len(experts):
-            number = int(layer[1])
-            found[number] = Unused(number, tuple(experts.tolist()), len(entry.counts))
+        if layer is not None and len(experts):
+            found[layer] = Unused(layer, tuple(experts.tolist()), len(entry.counts))
     return tuple(found[layer] for layer in sorted(found))

@@ -9,10 +9,8 @@ usage: python scripts/make_shape_gguf.py MODEL --quant NAME --out FILE.gguf
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import os
-import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,34 +293,18 @@ def quantized(shape: Shape, quant: str) -> tuple[Tensor, ...]:
 
 def _dry_quantize(source: Path, recipe: Recipe) -> dict[str, Type]:
     """Ask llama.cpp which type each tensor would get; tensors that stay as they are, are left out."""
-    from m3cli.engine.llama import lib, logged
+    from m3cli.engine.llama_quantize import quantized_types
 
-    class TensorType(ctypes.Structure):
-        _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
-
-    types = (TensorType * (len(recipe.types) + 1))()
-    for entry, (pattern, kind) in zip(types, recipe.types.items(), strict=False):
-        entry.pattern, entry.type = pattern.encode(), int(kind)
-    importance = (lib.llama_model_imatrix_data * 2)()  # that there is one makes the choice; not what is in it
-    importance[0].name, importance[0].size = b"none", 1
-    importance[0].data = (ctypes.c_float * 1)(1.0)
-    params = lib.llama_model_quantize_default_params()
-    params.ftype = int(recipe.file_type)
-    params.dry_run = True
-    params.imatrix = importance
-    if recipe.output is not None:
-        params.output_tensor_type = int(recipe.output)
-    if recipe.embeddings is not None:
-        params.token_embedding_type = int(recipe.embeddings)
-    if recipe.types:
-        params.tt_overrides = ctypes.cast(types, type(params.tt_overrides))
-    with logged() as lines:
-        code = lib.llama_model_quantize(os.fsencode(source), b"unused.gguf", ctypes.byref(params))
-    if code:
-        raise RuntimeError("".join(lines[-5:]))
-    names = {kind.name.lower(): kind for kind in Type}
-    found = re.finditer(r"\[\s*\d+/\s*\d+\]\s+(\S+) +- \[.*?-> +[\d.]+ MiB \((\w+)\)", "".join(lines))
-    return {match[1]: names[match[2].lower()] for match in found}
+    message = {
+        "path": str(source),
+        "file_type": int(recipe.file_type),
+        "importance": True,
+        "types": [(pattern, kind.name) for pattern, kind in recipe.types.items()],
+        "output": recipe.output.name if recipe.output is not None else None,
+        "embeddings": recipe.embeddings.name if recipe.embeddings is not None else None,
+    }
+    chosen: dict[str, str | None] = quantized_types(message, b"")[0]
+    return {name: Type[kind] for name, kind in chosen.items() if kind}
 
 
 def write_shape(model: str, quant: str, out: Path, *, vocabulary: bool = True) -> int:
