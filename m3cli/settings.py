@@ -49,7 +49,9 @@ class Settings:
     models: Mapping[str, str] = field(default_factory=dict)
     ctx: int = 0
     max_tokens: int = 0
-    strategy: Literal["auto", "whole", "select"] = "auto"
+    strategy: Literal["auto", "whole", "select", "sweep"] = "auto"
+    recap: Literal["auto", "on", "off"] = "auto"
+    quote_first: bool = False
     order: Literal["auto", "churn", "path", "given", "dependency", "relevance"] = "auto"
     think: Literal["off", "on", "adaptive"] = "off"
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"

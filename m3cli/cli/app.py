@@ -13,6 +13,7 @@ from m3cli.cli.ask import ask
 from m3cli.cli.cache import cache
 from m3cli.cli.chat import chat
 from m3cli.cli.doctor import doctor
+from m3cli.cli.evaluate import evaluate
 from m3cli.cli.model import model
 from m3cli.cli.pack import pack
 from m3cli.cli.plan import plan
@@ -35,6 +36,7 @@ app.command()(warm)
 app.command()(review)
 app.command()(pack)
 app.command()(plan)
+app.command("eval")(evaluate)
 app.add_typer(model)
 app.add_typer(cache)
 app.add_typer(quantize)

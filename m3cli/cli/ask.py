@@ -17,6 +17,7 @@ def ask(
     model: options.Model = None,
     ref: options.Ref = None,
     strategy: options.Strategy = None,
+    recap: options.Recap = None,
     order: options.Order = None,
     files_from: options.FilesFrom = None,
     null: options.Nul = False,
@@ -28,6 +29,7 @@ def ask(
     notebook_outputs: options.NotebookOutputs = None,
     max_file_size: options.MaxFileSize = None,
     max_tokens: options.MaxTokens = None,
+    quote_first: options.QuoteFirst = None,
     think: options.Think = None,
     show_thinking: options.ShowThinking = False,
     temperature: options.Temperature = None,
@@ -89,7 +91,7 @@ def ask(
         ref=ref,
         question=question,
     )
-    context = values.context_request(corpus, settings, allow_dense=allow_dense)
+    context = values.context_request(corpus, settings, allow_dense=allow_dense, answers=True)
     request = AskRequest(question, context, values.sampling(settings))
     answer: Answer | None = None
     with AskConsole(

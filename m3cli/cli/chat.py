@@ -85,7 +85,7 @@ def chat(
         order=settings.order,
         ref=ref,
     )
-    context = values.context_request(corpus, settings, allow_dense=allow_dense)
+    context = values.context_request(corpus, settings, allow_dense=allow_dense, answers=True)
     console = ChatConsole(answers_to=sys.stdout, quiet=quiet, verbose=verbose, show_thinking=show_thinking)
     with Chat(
         context,

@@ -132,6 +132,7 @@ class StrategyChoice(str, Enum):
     auto = "auto"
     whole = "whole"
     select = "select"
+    sweep = "sweep"
 
 
 class ThinkChoice(str, Enum):
@@ -151,7 +152,7 @@ class KVTypeChoice(str, Enum):
 
 
 class SwitchChoice(str, Enum):
-    """`--flash-attention`."""
+    """`--flash-attention`, `--recap`."""
 
     auto = "auto"
     on = "on"
@@ -188,8 +189,24 @@ Ref = Annotated[
 Strategy = Annotated[
     StrategyChoice | None,
     typer.Option(
-        help="Read the whole corpus, or select what fits (auto: whole if it fits).",
+        help="Read the whole corpus at once, select what matches the question, or sweep: read all of it in "
+        "windows (auto: whole, as far as the model uses it well).",
         rich_help_panel=CORPUS_PANEL,
+    ),
+]
+Recap = Annotated[
+    SwitchChoice | None,
+    typer.Option(
+        help="Repeat the excerpts that match best just before the question (auto: in long contexts).",
+        rich_help_panel=CORPUS_PANEL,
+    ),
+]
+QuoteFirst = Annotated[
+    bool | None,
+    typer.Option(
+        "--quote-first/--no-quote-first",
+        help="Have the model quote what bears on the question, and then answer.",
+        rich_help_panel=ANSWER_PANEL,
     ),
 ]
 MaxTokens = Annotated[

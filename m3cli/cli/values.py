@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from m3cli.engine.snapshots import SnapshotStore
     from m3cli.report.ask_console import AskConsole
     from m3cli.report.chat_console import ChatConsole
+    from m3cli.report.eval_console import EvalConsole
     from m3cli.settings import Settings
     from m3cli.tasks.configure import RunOptions
     from m3cli.tasks.context import ContextRequest
@@ -130,8 +131,13 @@ def corpus_request(
     )
 
 
-def context_request(corpus: CorpusRequest, settings: Settings, *, allow_dense: bool) -> ContextRequest:
-    """How the model is to run on `corpus`. Raises UsageError for settings that exclude each other."""
+def context_request(
+    corpus: CorpusRequest | None, settings: Settings, *, allow_dense: bool, answers: bool = False
+) -> ContextRequest:
+    """How the model is to run on `corpus`, and, if it `answers` questions, how it is asked.
+
+    Raises UsageError for settings that exclude each other.
+    """
     from m3cli.model.catalog import resolve
     from m3cli.settings import cache_dir
     from m3cli.tasks.context import Caching, ContextRequest
@@ -141,6 +147,8 @@ def context_request(corpus: CorpusRequest, settings: Settings, *, allow_dense: b
         model=resolve(settings.model, settings.models),
         state_dir=cache_dir(),
         strategy=settings.strategy,
+        recap={"auto": None, "on": True, "off": False}[settings.recap],
+        quote_first=answers and settings.quote_first,
         think=settings.think if "think" in settings.origins else None,
         ctx=settings.ctx,
         max_tokens=settings.max_tokens,
@@ -232,7 +240,9 @@ def _adapter(text: str) -> tuple[str, float]:
     return text, 1.0
 
 
-def note_demo(console: AskConsole | ChatConsole, context: ContextRequest, settings: Settings) -> None:
+def note_demo(
+    console: AskConsole | ChatConsole | EvalConsole, context: ContextRequest, settings: Settings
+) -> None:
     """Say that nobody chose the model."""
     if context.model.origin == "demo" and settings.model is None:
         console.note(

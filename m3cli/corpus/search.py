@@ -54,9 +54,13 @@ def rank(chunks: Sequence[Chunk], question: str) -> list[int]:
 
     The parts of a chunk's path count as terms of the chunk.
     """
-    import numpy as np
+    return _ranked(_scores(chunks, question))
 
-    return [int(i) for i in np.argsort(-_scores(chunks, question), kind="stable")]
+
+def best_matches(chunks: Sequence[Chunk], question: str, most: int) -> list[int]:
+    """Indices of at most so many chunks that match `question` at all, best match first."""
+    scores = _scores(chunks, question)
+    return [i for i in _ranked(scores)[:most] if scores[i] > 0]
 
 
 def score_documents(chunks: Sequence[Chunk], question: str) -> dict[str, float]:
@@ -68,6 +72,12 @@ def score_documents(chunks: Sequence[Chunk], question: str) -> dict[str, float]:
     for chunk, score in zip(chunks, _scores(chunks, question).tolist(), strict=True):
         best[chunk.path] = max(score, best.get(chunk.path, 0.0))
     return best
+
+
+def _ranked(scores: NDArray[np.float32]) -> list[int]:
+    import numpy as np
+
+    return [int(i) for i in np.argsort(-scores, kind="stable")]
 
 
 def _scores(chunks: Sequence[Chunk], question: str) -> NDArray[np.float32]:

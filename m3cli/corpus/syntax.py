@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from m3cli.corpus import syntax_child
 from m3cli.corpus.extract import module_path
+from m3cli.corpus.facts import Facts
 from m3cli.corpus.languages import language_of
 
 MAX_CHARACTERS = 2_000_000
 _SECONDS = 10.0  # on the clock, should a parser neither end nor count its steps; sound code takes one
 
-Task = Literal["definitions", "bodies", "comments", "imports"]
+Task = Literal["definitions", "bodies", "comments", "imports", "facts"]
 
 
 def definition_lines(path: str, text: str) -> dict[int, int] | None:
@@ -34,6 +35,17 @@ def definition_lines(path: str, text: str) -> dict[int, int] | None:
     language = language_of(path, text)
     rows = ask("definitions", language, text) if language else None
     return None if rows is None else {row + 1: depth for row, depth in rows}
+
+
+def code_facts(path: str, text: str) -> Facts | None:
+    """Give the functions, constants, types and calls of a source.
+
+    None if the language is none of which facts are known, the text is longer than MAX_CHARACTERS, or a parser
+    cannot make sense of it.
+    """
+    language = language_of(path, text)
+    answer = ask("facts", language, text) if language else None
+    return None if answer is None else Facts.of(answer)
 
 
 @lru_cache(maxsize=1)

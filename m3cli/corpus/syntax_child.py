@@ -20,13 +20,14 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     _limit_resources()
-    from m3cli.corpus import outline
+    from m3cli.corpus import code_facts, outline
 
     tasks = {
         "definitions": outline.definition_rows,
         "bodies": outline.body_rows,
         "comments": outline.without_comments,
         "imports": outline.import_statements,
+        "facts": code_facts.code_facts,
     }
     for line in sys.stdin.buffer:
         task, language, text = json.loads(line)

@@ -106,9 +106,10 @@ class Request:
     """A prompt as token ids, and when to stop. End-of-generation tokens always stop.
 
     The first `prefix` tokens are shared with other prompts: their KV cache is saved once it is computed,
-    under `label`. With `exact`, what is reused is cut back to where a run without reuse would have cut
-    its batches, so that both compute the same numbers; without, all that agrees is reused. With a
-    `schema`, a JSON schema as text, the answer is JSON that it describes, if `max_tokens` suffice.
+    under `label`; without `save`, it is only kept in memory for the next request. With `exact`, what is
+    reused is cut back to where a run without reuse would have cut its batches, so that both compute the
+    same numbers; without, all that agrees is reused. With a `schema`, a JSON schema as text, the answer is
+    JSON that it describes, if `max_tokens` suffice.
     """
 
     tokens: Sequence[int]
@@ -118,6 +119,7 @@ class Request:
     label: str = ""
     exact: bool = True
     schema: str = ""
+    save: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,7 +256,9 @@ class Session:
     def _save(self, request: Request, tokens_per_second: float) -> Iterator[Event]:
         """Save what the KV cache holds; a failure costs a notice and nothing else."""
         count = len(self._held)
-        if self._store is None or self._cache is None or count - self._saved < _WORTH_SAVING:
+        if self._store is None or self._cache is None or not request.save:
+            return
+        if count - self._saved < _WORTH_SAVING:
             return
         if self._exact < count:  # another process could not compute the same
             return

@@ -19,6 +19,7 @@ from m3cli.errors import OutputClosedError
 from m3cli.report.text import amount, duration, printable, size, skip_lines, skip_summary, stderr_console
 from m3cli.tasks.ask import UNCITED, Answer, Text
 from m3cli.tasks.context import Packed
+from m3cli.tasks.sweep import Window
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -66,6 +67,12 @@ class AskConsole:
             self._advance("loading the model", event.fraction, 1.0, "")
         elif isinstance(event, Loaded):
             self._end_progress()
+        elif isinstance(event, Window):
+            self._end_progress()
+            self.note(
+                f"window {event.number} of {event.of}: {event.tokens:,} tokens, "
+                f"{amount(event.passages, 'passage')} that bear on the question"
+            )
         elif isinstance(event, Restored):
             self._restored = event
         elif isinstance(event, Saved):

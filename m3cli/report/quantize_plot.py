@@ -2,96 +2,42 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import os
-import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m3cli.errors import MachineError, UsageError
-from m3cli.report.text import printable
+from m3cli.report.pictures import drawable, own_settings, picture
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
     from quantize.divergence import Divergence
     from quantize.verify import TensorError, Verified
 
-SUFFIXES = (".png", ".svg")
-
 # Okabe and Ito's colours, which those can tell apart who do not see all colours; markers make them more.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _MARKERS = "osD^vP*"
 _MOST_IN_LEGEND = 30  # roles; M3 has 26
-_MOST_CHARACTERS = 80  # of a name
 _LOWEST_KL = 1e-9  # nats; below are rounding errors
-
-
-def check_plot(path: Path) -> None:
-    """Raise UsageError for a name that is no picture's, MachineError where pictures cannot be drawn."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"The plot {path} is named neither *.png nor *.svg.", "Give --plot such a name.")
-    if not path.parent.is_dir():
-        raise UsageError(f"There is no directory {path.parent} for the plot.", "Make it first.")
-    _load_matplotlib()
-
-
-def _load_matplotlib() -> None:
-    """Import matplotlib for the first time. Raises MachineError.
-
-    Not in the current directory, which may be a tree that somebody else wrote: a file matplotlibrc there
-    would be read.
-    """
-    logging.getLogger("matplotlib").setLevel(logging.CRITICAL)  # it speaks of its fonts and settings
-    here = os.open(".", os.O_RDONLY)
-    try:
-        os.chdir("/")
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MachineError(
-            f"Plots are drawn by matplotlib, which cannot be loaded: {str(error).rstrip('.')}.",
-            "Install it with: pip install 'm3cli[plot]'",
-        ) from error
-    except UnicodeError as error:
-        raise MachineError(
-            f"Plots are drawn by matplotlib, which cannot read its settings: {error}.",
-            "Repair the file matplotlibrc of your settings.",
-        ) from error
-    finally:
-        os.fchdir(here)
-        os.close(here)
 
 
 def plot(result: Verified, suffix: str) -> bytes:
     """Draw `result` as a PNG or SVG file, by `suffix`; the same bytes each time."""
-    _load_matplotlib()
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    with own_settings():
+        from matplotlib.figure import Figure
 
-    with mpl.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names in scripts that the font lacks
-        mpl.rcdefaults()  # whatever the settings of the user are
-        mpl.rcParams.update({"svg.hashsalt": "m3", "font.size": 9, "axes.axisbelow": True})
         panels = 1 if result.divergence is None else 2
         figure = Figure(figsize=(8, 5.5) if panels == 1 else (14, 5.5), layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False, width_ratios=(4, 3)[:panels])[0]
         _weights(axes[0], result.tensors)
         if result.divergence is not None:
             _predictions(axes[1], result.divergence)
-        reference, new = (_drawable(file.path.name) for file in (result.reference, result.new))
+        reference, new = (drawable(file.path.name) for file in (result.reference, result.new))
         between = "\n" if len(new + reference) > 60 * panels else " "
         figure.suptitle(f"{new}{between}against {reference}", parse_math=False)
-        buffer = io.BytesIO()
-        kind = suffix.lower().removeprefix(".")
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    return buffer.getvalue()
+        return picture(figure, suffix)
 
 
 def _weights(axes: Axes, tensors: tuple[TensorError, ...]) -> None:
@@ -136,7 +82,7 @@ def _weights(axes: Axes, tensors: tuple[TensorError, ...]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     legend = axes.legend(
         lines[:_MOST_IN_LEGEND],
-        [_drawable(role) for role in list(groups)[:_MOST_IN_LEGEND]],
+        [drawable(role) for role in list(groups)[:_MOST_IN_LEGEND]],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.11),
         ncols=5,
@@ -145,11 +91,6 @@ def _weights(axes: Axes, tensors: tuple[TensorError, ...]) -> None:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def _drawable(text: str) -> str:
-    """`text` without what no font has: control characters, and bytes of a file's name that are no UTF-8."""
-    return printable(text).encode("utf-8", "replace").decode()[:_MOST_CHARACTERS]
 
 
 def _predictions(axes: Axes, divergence: Divergence) -> None:

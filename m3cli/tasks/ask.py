@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from m3cli.engine.events import (
     Event,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from m3cli.tasks.context import Prompt
     from m3cli.tasks.costs import Prices
     from m3cli.tasks.stepping import OpenEngine
+    from m3cli.tasks.sweep import Window
 
 _TELLING = 256  # tokens of prefill that tell a speed
 
@@ -96,7 +97,7 @@ class Answer:
         return prices.costs(self.packed.prompt_tokens, self.generated_tokens, again + times.prefill, again)
 
 
-AskEvent = Event | Packed | Text | Answer
+AskEvent: TypeAlias = "Event | Packed | Text | Answer | Window"
 
 
 def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], bytes]) -> Iterator[AskEvent]:
@@ -105,17 +106,25 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
     Raises UsageError for a blank question, and what the stages raise: CorpusError, ModelError,
     DoesNotFitError, MachineError, EngineCrashError.
     """
+    from m3cli.tasks.sweep import sweep  # which answers as this does
+
     started = time.perf_counter()
     if not request.question.strip():
         raise UsageError("The question is blank.", 'Ask something: m3 ask PATH "where is the retry logic?"')
 
     # 1. the model's facts, then the corpus in its tokens
     with Context(request.context, stdin) as context:
-        packed = context.pack(request.question)
-        prompt = context.prompt(packed.pack.parts, request.question)
+        if request.context.strategy == "sweep":
+            yield from sweep(request, context, open_engine=open_engine, started=started)
+            return
+        packed = context.pack(request.question, recap=True)
+        if packed.sweeps:
+            yield from sweep(request, context, open_engine=open_engine, started=started)
+            return
+        prompt = context.prompt(packed.pack.parts, request.question, recap=packed.recap)
         config, told = context.engine_config(packed.n_ctx)
     yield packed
-    heard = [*context.notes, *told]
+    heard = [*context.notes, *packed.notes, *told]
     for note in heard:
         yield Notice(note)
 

@@ -63,6 +63,18 @@ def check_citations(answer: str, chunks: Iterable[Chunk]) -> list[Citation]:
     return list(found.values())
 
 
+def without_citations(answer: str) -> str:
+    """`answer` without the line numbers of its citations, whatever was shown; the paths stay."""
+    pieces, start = [], 0
+    for match in _LINES.finditer(answer):
+        if match.start() >= start and _path_before(answer, match.start(), {}) is not None:
+            pieces.append(answer[start : match.start()])
+            start = match.end()
+            while more := _MORE.match(answer, start):
+                start = more.end()
+    return "".join([*pieces, answer[start:]])
+
+
 def _ranges(answer: str, match: re.Match[str]) -> Iterator[tuple[int, int]]:
     """The lines of a citation, and of the ranges that follow it: `path:2-3, 5-6`."""
     yield int(match["start"]), int(match["end"] or match["start"])

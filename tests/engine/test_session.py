@@ -284,6 +284,18 @@ def test_what_is_kept_is_private(model: Model, cache: CacheConfig) -> None:
     assert SnapshotStore(session_module.Path(cache.directory)).root.stat().st_mode & 0o077 == 0
 
 
+def test_what_nobody_will_ask_again_is_kept_in_memory_alone(
+    model: Model, cache: CacheConfig, cold: Callable[..., list[int]]
+) -> None:
+    """Without `save`, the next question of the process finds the corpus, and the next process does not."""
+    session = Session(model, cache, "key")
+    list(session.generate(ask(save=False)))
+    other = [*CORPUS, *ids(QUESTION, 3)]
+    again = list(session.generate(ask(other, save=False)))
+    assert (restored(again), said(again)) == (PREFIX, cold(other))
+    assert restored(list(Session(model, cache, "key").generate(ask(save=False)))) == 0
+
+
 def test_warming_computes_no_answer(model: Model, cache: CacheConfig, cold: Callable[..., list[int]]) -> None:
     """A prompt that is all prefix is saved whole, and found whole the next time."""
     warm = Request(CORPUS, 0, prefix=PREFIX)

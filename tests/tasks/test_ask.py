@@ -14,10 +14,15 @@ from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefille
 from m3cli.engine.fake import FakeEngine
 from m3cli.errors import CorpusError, DoesNotFitError, OutOfMemoryError, UsageError
 from m3cli.model.catalog import resolve
+from m3cli.model.digest import model_digest
 from m3cli.model.vocabulary import LETTERS
 from m3cli.report.ask_json import ask_object, ask_schema
+from m3cli.tasks import context as context_module
 from m3cli.tasks.ask import UNCITED, Answer, AskEvent, AskRequest, Text, ask
-from m3cli.tasks.context import ContextRequest, Packed
+from m3cli.tasks.context import QUOTE_FIRST, ContextRequest, Packed
+from m3cli.tasks.evaluate.effective import variant_of
+from m3cli.tasks.evaluate.results import Outcome, Run
+from m3cli.tasks.evaluate.store import remember
 from m3cli.tasks.model import open_model
 from tests.gguf_files import NORMAL, USER_DEFINED, write_vocabulary
 
@@ -152,6 +157,95 @@ def test_an_empty_tree_is_an_error(tmp_path: Path) -> None:
     """Nothing to read is a CorpusError that names the directory."""
     with pytest.raises(CorpusError, match="There is no text to read in"):
         run(request(tmp_path), "x")
+
+
+def measured(state_dir: Path, *, good: int, longest: int) -> None:
+    """Have it on record that the demo model uses `good` tokens well, of `longest` that were tried."""
+    with open_model(resolve(None, {})) as model:
+        config = ContextRequest(None, model.ref).run.engine_config(model.header, model.shape, 0)
+        variant = variant_of(model_digest(model.header), model.shape, config)
+    outcomes = tuple(
+        Outcome("code_file", "code", "whole", length, str(i), 0.5, float(length <= good), "", 1, 0, 1, 0.0)
+        for length in (512, good, longest)
+        for i in range(50)
+    )
+    remember(state_dir, variant, Run("f16", "f16", "full", "whole", outcomes).groups(), {})
+
+
+def long_tree(tree: Path) -> Path:
+    """With some 5,000 tokens."""
+    for number in range(12):
+        lines = "".join(f"value_{number}_{i} = {i}\n" for i in range(30))
+        (tree / f"file_{number}.py").write_text(lines)
+    return tree
+
+
+def test_no_more_is_packed_whole_than_the_model_uses_well(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Past the effective context the best excerpts go in, and the notice says why; whole can be asked for."""
+    state = tmp_path_factory.mktemp("state")
+    long_tree(tree)
+    measured(state, good=1024, longest=4096)
+    events, _ = run(request(tree, "retry", state_dir=state), "x")
+    packed = events[0]
+    assert isinstance(packed, Packed)
+    assert packed.pack.strategy == "select"
+    assert packed.prompt_tokens <= 1024
+    assert "retry.py" in packed.pack.paths
+    assert any("1,024 tokens of context well" in e.text for e in events if isinstance(e, Notice))
+    whole, _ = run(request(tree, "retry", state_dir=state, strategy="whole"), "x")
+    assert whole[0].pack.strategy == "whole"  # type: ignore[union-attr]
+
+
+def test_a_length_that_was_never_measured_is_told(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long prompt is packed whole with a word of warning, where nothing was measured, or less than that."""
+    monkeypatch.setattr(context_module, "RECAP_FROM", 2000)
+    state = tmp_path_factory.mktemp("state")
+    long_tree(tree)
+    for told in ("was not measured: of", "1,024 tokens of context well; with"):
+        events, _ = run(request(tree, "retry", state_dir=state), "x")
+        assert events[0].pack.strategy == "whole"  # type: ignore[union-attr]
+        assert any(told in event.text for event in events if isinstance(event, Notice))
+        measured(state, good=1024, longest=1024)
+    short, _ = run(request(tree / "retry.py", "retry", state_dir=tmp_path_factory.mktemp("state")), "x")
+    assert not [event for event in short if isinstance(event, Notice) and "measured" in event.text]
+
+
+def test_a_recap_stands_between_the_corpus_and_the_question(tree: Path) -> None:
+    """It changes nothing of the prefix that is shared, and is counted."""
+    plain = run(request(tree, "retry", recap=False), "x")
+    events, engine = run(request(tree, "retry", recap=True), "x")
+    packed = events[0]
+    assert isinstance(packed, Packed)
+    assert "".join(packed.recap).count("def retry") == 1
+    asked, before = engine.requests[0], plain[1].requests[0]
+    assert len(asked.tokens) == packed.prompt_tokens > len(before.tokens)
+    assert asked.prefix == before.prefix
+    assert asked.tokens[: asked.prefix] == before.tokens[: before.prefix]
+
+
+def test_a_long_prompt_has_a_recap_unless_told_otherwise(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default from some length on; a selection never has one, since it is one."""
+    monkeypatch.setattr(context_module, "RECAP_FROM", 2000)
+    assert run(request(tree, "retry"), "x")[0][0].recap == ()  # type: ignore[union-attr]
+    long_tree(tree)
+    assert run(request(tree, "retry"), "x")[0][0].recap  # type: ignore[union-attr]
+    assert run(request(tree, "retry", recap=False), "x")[0][0].recap == ()  # type: ignore[union-attr]
+    assert run(request(tree, "retry", strategy="select", recap=True), "x")[0][0].recap == ()  # type: ignore[union-attr]
+
+
+def test_quoting_first_is_asked_for_behind_the_question(tree: Path) -> None:
+    """The corpus' tokens stay what they were."""
+    plain, quoting = (
+        run(request(tree, "retry", quote_first=quote), "x")[1].requests[0] for quote in (False, True)
+    )
+    assert plain.tokens[: plain.prefix] == quoting.tokens[: quoting.prefix]
+    with open_model(resolve(None, {})) as model:
+        wanted = model.tokenizer.encode(f"\nQuestion: retry\n{QUOTE_FIRST}")
+    assert list(quoting.tokens[quoting.prefix : quoting.prefix + len(wanted)]) == wanted
 
 
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"

@@ -53,7 +53,7 @@ def verify(
     """
     from m3cli.errors import ExitCode, UsageError
     from m3cli.report.output import write_file, write_json
-    from m3cli.report.quantize_plot import check_plot
+    from m3cli.report.pictures import check_plot
     from m3cli.report.quantize_plot import plot as draw
     from m3cli.report.quantize_verify import VerifyConsole, print_tables, verify_object
     from quantize.verify import Verification, Verified, VerifyRequest

@@ -1,0 +1,400 @@
+"""Tasks about code: questions about a corpus of source files that its syntax trees answer.
+
+All of them have the same haystacks, of the corpus as `m3 ask` shows it, and their answers are in the text:
+no answer is in its question, none has a second one in the haystack, and what is easily guessed is not asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from hashlib import blake2b
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from m3cli.tasks.context import INSTRUCTIONS
+from m3cli.tasks.evaluate.code_haystack import CodeFile, CodeHaystack, code_corpus
+from m3cli.tasks.evaluate.trial import Group, Question, TooShortError, Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from m3cli.corpus.facts import Call, Constant, Function
+    from m3cli.tasks.evaluate.trial import Material, Measure, Scope
+
+MAX_TOKENS = 48
+_SHORTEST, _LONGEST = 2, 40  # characters of an answer
+_LONGEST_PATH = 80
+_MOST_PARAMETERS = 6
+_CAPITALS = re.compile(r"\b_*[A-Z][A-Z0-9_]+\b")
+# Strings of one line and what follows a mark of a comment; what it takes too much is only not asked.
+_REMARK = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|(?:#|//|/\*).*")
+_THEMSELVES = frozenset(("self", "cls", "this", "Self"))
+_SHORTEST_STEM = 3  # a file's stem of fewer characters gives nothing away
+
+_DEFAULT = (
+    "What is the default value of the parameter `{parameter}` of the {symbol} in {path}? "
+    "Answer with the value alone."
+)
+_FILE = "In which file is the {symbol} defined? Answer with the path alone."
+_CONSTANT = "What is the value of the constant `{name}` in {path}? Answer with the value alone."
+_CALLER = (
+    "Which function or method calls the {symbol} of {path}? Answer with the bare name of the caller alone, "
+    "without a class."
+)
+_SIGNATURE = "What are the parameters of the {symbol} in {path}? Answer with their names alone."
+_HOP = (
+    "The {symbol} in {path} returns a constant. What is the value of that constant? "
+    "Answer with the value alone."
+)
+_HOP_BY_USE = (
+    "The {symbol} in {path} uses one constant with a name in capitals. What is the value of that constant? "
+    "Answer with the value alone."
+)
+# Questions may take as many tokens as the longest of these, whatever is asked, so that all haystacks agree.
+_SYMBOL = "method `DocumentConverter.convert_all_pages`"
+_PATH = "package/subpackage/another/module_name.py"
+_PROBES = tuple(
+    text.format(symbol=_SYMBOL, path=_PATH, name="Converter.MAXIMUM_PAGES", parameter="maximum_pages")
+    for text in (_DEFAULT, _FILE, _CONSTANT, _CALLER, _SIGNATURE, _HOP, _HOP_BY_USE)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A question that could be asked. `shown` are words with their rows; the first has the depth."""
+
+    text: str
+    answers: tuple[str, ...]
+    file: CodeFile
+    shown: tuple[tuple[str, int], ...]
+
+
+class _Known:
+    """What is defined and called in a haystack."""
+
+    def __init__(self, haystack: CodeHaystack) -> None:
+        self.loose = haystack.loose_names
+        self.functions: list[tuple[CodeFile, int, Function]] = []
+        self.constants: list[tuple[CodeFile, int, Constant]] = []
+        self.types: list[tuple[CodeFile, str, int]] = []
+        self.calls: dict[str, list[tuple[CodeFile, Call]]] = defaultdict(list)
+        self.files = haystack.files
+        for file, rows in haystack.files:
+            if file.facts is None:
+                continue
+            self.functions += ((file, rows, f) for f in file.facts.functions if f.row < rows)
+            self.constants += ((file, rows, c) for c in file.facts.constants if c.row < rows)
+            self.types += ((file, t.name, t.row) for t in file.facts.types if t.row < rows)
+            for call in file.facts.calls:
+                if call.row < rows:
+                    self.calls[call.name].append((file, call))
+
+    @cached_property
+    def names(self) -> Counter[str]:
+        """How often each name is defined, whatever it is in."""
+        return Counter(
+            [
+                *(function.name for _, _, function in self.functions),
+                *(constant.name for _, _, constant in self.constants),
+                *(name for _, name, _ in self.types),
+            ]
+        )
+
+    @cached_property
+    def calls_in_text(self) -> Counter[str]:
+        """How often each name stands before a bracket, in the whole of all files."""
+        found: Counter[str] = Counter()
+        for file, _ in self.files:
+            found.update(file.calls_in_text)
+        return found
+
+    @cached_property
+    def qualified(self) -> Counter[tuple[str, str]]:
+        """How often each name is defined in the same file and type."""
+        return Counter(
+            [
+                *((file.path, _qualified(function)) for file, _, function in self.functions),
+                *((file.path, _qualified(constant)) for file, _, constant in self.constants),
+            ]
+        )
+
+    @cached_property
+    def constants_of(self) -> dict[tuple[str, str], Constant]:
+        """The constants by file and qualified name that are defined once."""
+        found = {(file.path, _qualified(constant)): constant for file, _, constant in self.constants}
+        return {key: constant for key, constant in found.items() if self.qualified[key] == 1}
+
+    @cached_property
+    def constant_of(self) -> dict[str, tuple[CodeFile, Constant]]:
+        """Those by name that are defined nowhere else in the haystack."""
+        return {
+            constant.name: (file, constant)
+            for file, _, constant in self.constants
+            if self.names[constant.name] == 1 and not constant.owner and constant.name not in self.loose
+        }
+
+    def clear_functions(self) -> Iterator[tuple[CodeFile, int, Function]]:
+        """Functions that their file and name tell from all others."""
+        for file, rows, function in self.functions:
+            clear = function.name and not function.nested
+            if clear and self.qualified[file.path, _qualified(function)] == 1:
+                yield file, rows, function
+
+
+_known = lru_cache(maxsize=16)(_Known)
+
+
+def _defaults(known: _Known) -> Iterator[_Candidate]:
+    for file, rows, function in known.clear_functions():
+        for parameter in function.parameters:
+            if parameter.default and parameter.name and parameter.row < rows:
+                text = _DEFAULT.format(parameter=parameter.name, symbol=_symbol(function), path=file.path)
+                yield _Candidate(text, (parameter.default,), file, ((parameter.default, parameter.row),))
+
+
+def _files(known: _Known) -> Iterator[_Candidate]:
+    defined = [(file, f"type `{name}`", name, row) for file, name, row in known.types]
+    for file, _, function in known.functions:
+        if function.name and not (function.nested or function.owner):
+            defined.append((file, _symbol(function), function.name, function.row))
+    # The path of one file may end with that of another: a short one would be found in the longer.
+    ends = Counter(
+        "/".join(parts[start:])
+        for parts in (path.split("/") for path in {file.path for file, _ in known.files})
+        for start in range(len(parts))
+    )
+    for file, symbol, name, row in defined:
+        stem, name_folded = PurePosixPath(file.path).stem.casefold(), name.casefold()
+        guessed = name_folded in file.path.casefold() or (
+            len(stem) >= _SHORTEST_STEM and stem.strip("_") in name_folded
+        )
+        if known.names[name] == 1 and name not in known.loose and ends[file.path] == 1 and not guessed:
+            yield _Candidate(_FILE.format(symbol=symbol), (file.path,), file, ((name, row),))
+
+
+def _constants(known: _Known) -> Iterator[_Candidate]:
+    for file, _, constant in known.constants:
+        name = _qualified(constant)
+        if constant.value and known.qualified[file.path, name] == 1:
+            text = _CONSTANT.format(name=name, path=file.path)
+            yield _Candidate(text, (constant.value,), file, ((constant.value, constant.row),))
+
+
+def _callers(known: _Known) -> Iterator[_Candidate]:
+    for file, _, function in known.clear_functions():
+        name = function.name
+        calls = known.calls.get(name, ())
+        if known.names[name] != 1 or name in known.loose or known.calls_in_text[name] > 1 + len(calls):
+            continue
+        callers: dict[tuple[str, int], tuple[CodeFile, Call]] = {}
+        for place, call in calls:
+            itself = place is file and call.function >= 0
+            if not (itself and file.functions[call.function] is function):
+                callers.setdefault((place.path, call.function), (place, call))
+        if len(callers) != 1:
+            continue
+        ((place, call),) = callers.values()
+        if call.function < 0:
+            continue
+        caller = place.functions[call.function]
+        # Any method with a name like `__init__` would be a fair guess.
+        if not caller.name or caller.nested or caller.name.startswith("__"):
+            continue
+        if _is_meant(call, caller, place, function, file):
+            text = _CALLER.format(symbol=_symbol(function), path=file.path)
+            yield _Candidate(text, (caller.name,), place, ((name, call.row), (caller.name, caller.row)))
+
+
+def _is_meant(call: Call, caller: Function, place: CodeFile, function: Function, file: CodeFile) -> bool:
+    """Whether a call is surely one of this function, and not of a stranger of the same name."""
+    if function.owner:
+        own = place is file and caller.owner == function.owner
+        return own and (call.receiver in _THEMSELVES or call.receiver == function.owner)
+    stem = PurePosixPath(file.path).stem
+    if place is file:
+        return not call.receiver
+    imported = re.search(rf"\b{re.escape(stem)}\b", place.text) is not None
+    return imported and (not call.receiver or call.receiver.endswith(stem))
+
+
+def _signatures(known: _Known) -> Iterator[_Candidate]:
+    for file, rows, function in known.clear_functions():
+        shown = tuple((parameter.name, parameter.row) for parameter in function.parameters)
+        if 2 <= len(shown) <= _MOST_PARAMETERS and all(name and row < rows for name, row in shown):
+            text = _SIGNATURE.format(symbol=_symbol(function), path=file.path)
+            yield _Candidate(text, tuple(name for name, _ in shown), file, shown)
+
+
+def _hops(known: _Known) -> Iterator[_Candidate]:
+    for file, rows, function in known.clear_functions():
+        if function.end >= rows:
+            continue
+        body = "\n".join(file.lines[function.row : function.end + 1])
+        if function.returns:
+            form, found = _HOP, _returned(known, file, function, body)
+        else:
+            form, found = _HOP_BY_USE, _used(known, file, body)
+        if found is None or not found[1].value:
+            continue
+        place, constant = found
+        # The function says the value, too, where it is the constant's own name, or stands beside it.
+        if constant.value.casefold() not in body.casefold():
+            text = form.format(symbol=_symbol(function), path=file.path)
+            yield _Candidate(text, (constant.value,), place, ((constant.value, constant.row),))
+
+
+def _returned(
+    known: _Known, file: CodeFile, function: Function, body: str
+) -> tuple[CodeFile, Constant] | None:
+    """The constant that a function returns: the file's own, or the only one of its name in the haystack."""
+    name = function.returns
+    if len(re.findall(rf"\b{re.escape(name)}\b", body)) != 1:  # the function may set it, too
+        return None
+    qualified = f"{function.owner}.{name}" if function.returns_own else name
+    constant = known.constants_of.get((file.path, qualified))
+    if constant is not None:
+        changes = rf"\b{re.escape(name)}\b[^=\n]*=(?!=)"
+        is_set_once = not function.returns_own or len(re.findall(changes, file.text)) == 1
+        return (file, constant) if is_set_once else None
+    if function.returns_own or known.qualified[file.path, name]:
+        return None
+    return known.constant_of.get(name)
+
+
+def _used(known: _Known, file: CodeFile, body: str) -> tuple[CodeFile, Constant] | None:
+    """The constant of the file that a function uses, if no other name in it is in capitals."""
+    names = set(_CAPITALS.findall(body))
+    if len(names) != 1:
+        return None
+    (name,) = names
+    constant = known.constants_of.get((file.path, name))
+    code = _REMARK.sub("", body)
+    is_used = re.search(rf"(?<!\.)\b{name}\b(?!\s*=[^=])", code) is not None
+    is_set = re.search(rf"\b{name}\b\s*(?:[-+*/|&^]|:[^=\n]*)?=(?!=)", code) is not None
+    return (file, constant) if constant is not None and is_used and not is_set else None
+
+
+class CodeTask:
+    """A kind of question about code; `find` gives all that could be asked."""
+
+    group: Group = "code"
+
+    def __init__(
+        self,
+        material: Material,
+        measure: Measure,
+        scope: Scope,
+        *,
+        name: str,
+        find: Callable[[_Known], Iterator[_Candidate]],
+    ) -> None:
+        self.name = name
+        self._find = find
+        self._corpus = code_corpus(material, measure)
+        self._measure = measure
+        self._scope = scope
+
+    def trials(self, length: int) -> Iterator[Trial]:
+        """One trial with all questions.
+
+        Raises TooShortError where the corpus, or the length, is too short.
+        """
+        probes = [_question("", text, ()) for text in _PROBES]
+        longest = max(self._measure.count([probe.text]) for probe in probes)
+        haystack = self._corpus.haystack(self._measure.room(length, MAX_TOKENS, probes, INSTRUCTIONS))
+        questions = self._questions(haystack, longest)
+        if not questions:
+            raise TooShortError(f"{haystack.tokens:,} tokens of these files hold nothing to ask about")
+        yield Trial(
+            self.name,
+            self.group,
+            length,
+            MAX_TOKENS,
+            questions,
+            chunks=haystack.chunks,
+            system=INSTRUCTIONS,
+            nested=True,
+        )
+
+    def _questions(self, haystack: CodeHaystack, longest: int) -> tuple[Question, ...]:
+        """So many of each row of depths as the scope says, or as there are; a hash chooses them.
+
+        So a longer haystack asks many of the same.
+        """
+        scope = self._scope
+        rows: list[list[tuple[str, _Candidate]]] = [[] for _ in range(scope.depths)]
+        for candidate in self._find(_known(haystack)):
+            depth = haystack.depth(candidate.file.place(candidate.shown[0][1]))
+            key = blake2b(
+                f"{scope.seed} {self.name} {candidate.text}".encode("utf-8", "surrogatepass"), digest_size=8
+            ).hexdigest()
+            rows[min(int(depth * scope.depths), scope.depths - 1)].append((key, candidate))
+        questions: list[Question] = []
+        for row in rows:
+            asked = 0
+            for key, candidate in sorted(row, key=lambda item: item[0]):
+                if asked == scope.samples:
+                    break
+                question = self._asked(key, candidate, haystack, longest)
+                if question is not None:
+                    questions.append(question)
+                    asked += 1
+        return tuple(questions)
+
+    def _asked(
+        self, key: str, candidate: _Candidate, haystack: CodeHaystack, longest: int
+    ) -> Question | None:
+        """The question with its depth; None if it is too long, or its answer does not do."""
+        places = [candidate.file.place(row) for _, row in candidate.shown]
+        if any(word not in place.text for (word, _), place in zip(candidate.shown, places, strict=True)):
+            return None  # a line that was cut
+        depth = haystack.depth(places[0], exact=True)
+        question = _question(key, candidate.text, candidate.answers, depth)
+        most = _LONGEST_PATH if candidate.answers == (candidate.file.path,) else _LONGEST
+        if not _is_sound(question, most) or self._measure.count([question.text]) > longest:
+            return None
+        return question
+
+
+def _question(key: str, text: str, answers: tuple[str, ...], depth: float | None = None) -> Question:
+    return Question(key, f"\nQuestion: {text}", answers, depth, scoring="words")
+
+
+def _is_sound(question: Question, longest: int) -> bool:
+    """Whether the answers are found in a reply that gives them, and not in one that repeats the question."""
+    answers = question.answers
+    return (
+        all(
+            _SHORTEST <= len(answer) <= longest and answer.isprintable() and answer == answer.strip()
+            for answer in answers
+        )
+        and any(character.isalnum() for answer in answers for character in answer)
+        and len({answer.casefold() for answer in answers}) == len(answers)
+        and (len(answers) > 1 or answers[0].casefold() not in question.text.casefold())
+        and question.score(question.text) == 0
+        and question.score(", ".join(answers)) == 1
+    )
+
+
+def _qualified(what: Function | Constant) -> str:
+    return f"{what.owner}.{what.name}" if what.owner else what.name
+
+
+def _symbol(function: Function) -> str:
+    return f"{'method' if function.owner else 'function'} `{_qualified(function)}`"
+
+
+_FINDERS: dict[str, Callable[[_Known], Iterator[_Candidate]]] = {
+    "code_default": _defaults,
+    "code_file": _files,
+    "code_constant": _constants,
+    "code_caller": _callers,
+    "code_signature": _signatures,
+    "code_hop": _hops,
+}
+TASKS: dict[str, Callable[[Material, Measure, Scope], CodeTask]] = {
+    name: partial(CodeTask, name=name, find=find) for name, find in _FINDERS.items()
+}
