@@ -71,6 +71,7 @@ class Chat:
         self.packed = packed
         prompt = self.context.prompt(packed.pack.parts, question, self.turns)
         yield packed
+        yield from map(Notice, packed.notes if not self.turns else ())
         request = AskRequest(question, self._request, self._sampling)
         engine = yield from self._fitting_engine(packed)
         for event in answer(

@@ -55,6 +55,10 @@ CUT_TO_EFFECTIVE = (
     "{model} was found to use {length:,} tokens of context well on this machine (m3 eval), so the excerpts "
     "that match the question best are read instead of all; --strategy whole or sweep reads all."
 )
+WHOLE_PAST_EFFECTIVE = (
+    "{model} was found to use {length:,} tokens of context well on this machine (m3 eval): m3 ask reads all "
+    "of this only with --strategy whole."
+)
 UNMEASURED = (
     "How much context {model} really uses was not measured: of {tokens:,} tokens it may miss some. m3 eval "
     "measures it."
@@ -234,6 +238,13 @@ class Context:
         if tokens > known.longest:
             return (UNMEASURED_SO_FAR.format(model=name, longest=known.longest, tokens=tokens),)
         return ()
+
+    def about_whole(self, packed: Packed) -> tuple[str, ...]:
+        """What the user should hear of a corpus that is read whole, and asked about later."""
+        known = self.effective if self.request.strategy == "auto" else None
+        if known is None or known.length == known.longest or packed.prompt_tokens <= known.length:
+            return ()
+        return (WHOLE_PAST_EFFECTIVE.format(model=self.request.model.name, length=known.length),)
 
     @cached_property
     def effective(self) -> Effective | None:

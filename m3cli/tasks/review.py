@@ -255,8 +255,9 @@ def _answer(
         prompt.tokens, max_tokens, run.request.sampling, prefix, context.label, schema=json.dumps(schema)
     )
     restored = prefilled = 0
+    finished: Finished | None = None
     events = engine.generate(asked)
-    for event in events:
+    for event in events:  # to its end: who leaves early kills the engine's process
         if isinstance(event, Restored):
             restored = event.tokens
         elif isinstance(event, Prefilled):
@@ -272,9 +273,10 @@ def _answer(
             run.prompt_tokens += event.prompt_tokens
             run.restored_tokens += event.restored_tokens
             run.generated_tokens += event.generated_tokens
-            yield event
-            return "".join(text), event.reason
+            finished = event
         yield event
+        if finished is not None:
+            continue
         try:
             run.check_limits(max(prefilled, 0) + len(text))
         except _LimitError:
@@ -283,7 +285,9 @@ def _answer(
             run.generated_tokens += len(text)
             events.close()
             raise
-    raise KeyboardInterrupt  # the engine was asked to stop
+    if finished is None:
+        raise KeyboardInterrupt  # the engine was asked to stop
+    return "".join(text), finished.reason
 
 
 def _context(request: ReviewRequest, changes: Changes, stdin: Callable[[], bytes]) -> Context:

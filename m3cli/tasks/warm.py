@@ -50,7 +50,7 @@ def warm(
         prompt = context.prompt(packed.pack.parts, "")
         config, told = context.engine_config(packed.n_ctx)
     yield packed
-    warnings = [*context.notes, *told]
+    warnings = [*context.notes, *context.about_whole(packed), *told]
     for note in warnings:
         yield Notice(note)
     tokens = prompt.tokens[: prompt.prefix]

@@ -108,6 +108,22 @@ def test_a_finding_is_located_checked_and_reported(tree: Path) -> None:
     assert len(result.base) == len(result.head) == 40
 
 
+def test_every_answer_is_heard_to_its_end(tree: Path) -> None:
+    """Leaving a generation early would end the engine's process, and the model be loaded once more."""
+    ended: list[Request] = []
+
+    class Listening(FakeEngine):
+        def generate(self, request: Request) -> Iterator[Any]:
+            yield from super().generate(request)
+            ended.append(request)
+
+    engine = Listening(says(claim()))
+    *_, last = review(request(tree), open_engine=lambda *_: engine, stdin=lambda: b"")
+    assert isinstance(last, Review)
+    assert ended == engine.requests
+    assert len(ended) == 2
+
+
 def test_what_is_said_twice_is_checked_once(tree: Path) -> None:
     """A second claim of the same costs no second look, unless the first was refuted."""
     result, engine, _ = reviewed(request(tree), says(claim(), claim()))

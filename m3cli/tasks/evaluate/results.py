@@ -111,12 +111,19 @@ class Run:
         return {place: Score.of(scores) for place, scores in sorted(found.items())}
 
     def groups(self) -> list[GroupResult]:
-        """Results of each group that was asked, in the order of GROUPS."""
+        """Results of each group that was asked, in the order of GROUPS.
+
+        Of its tasks those count that its shortest length could hold: otherwise lengths would be compared that
+        were asked different things.
+        """
         results = []
         for group in GROUPS:
+            asked = [outcome for outcome in self.outcomes if outcome.group == group]
+            shortest = min((outcome.length for outcome in asked), default=0)
+            tasks = {outcome.task for outcome in asked if outcome.length == shortest}
             by_length: dict[int, list[float]] = {}
-            for outcome in self.outcomes:
-                if outcome.group == group:
+            for outcome in asked:
+                if outcome.task in tasks:
                     by_length.setdefault(outcome.length, []).append(outcome.score)
             if by_length:
                 scores = {length: Score.of(by_length[length]) for length in sorted(by_length)}

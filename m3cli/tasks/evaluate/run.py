@@ -7,7 +7,6 @@ length. A haystack's tokens are computed once for all of its questions.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +40,7 @@ from m3cli.tasks.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from pathlib import Path
 
     from m3cli.engine.events import Attention, EngineConfig, KVType
     from m3cli.tasks.context import ContextRequest, Prompt
@@ -110,7 +110,18 @@ class _Way:
     variant: Variant
     config: EngineConfig
     outcomes: dict[Mode, list[Outcome]] = field(default_factory=dict)
-    attention: Attention | None = None  # as the engine says, once it was loaded
+    _kept: Outcomes | None = None
+
+    def kept(self, state_dir: Path) -> Outcomes:
+        """The outcomes of this way that are kept from run to run."""
+        if self._kept is None:
+            self._kept = Outcomes(state_dir, self.variant)
+        return self._kept
+
+    def found_to_be(self, attention: Attention) -> None:
+        """Correct what was expected by what the engine says now that the model is loaded."""
+        if attention != self.variant.attention:
+            self.variant, self._kept = replace(self.variant, attention=attention), None
 
 
 class Evaluator:
@@ -135,9 +146,8 @@ class Evaluator:
         self._ways: list[_Way] = []
         self._context = Context(request.context, stdin)
         try:
-            window = self._context.window
-            self.lengths = lengths_for(window, request.lengths)
-            self._ways = [self._way(types) for types in request.kv_types or (None,)]
+            self.lengths = lengths_for(self._context.window, request.lengths)
+            self._ways = self._planned()
         except BaseException:
             self._context.close()
             raise
@@ -148,6 +158,18 @@ class Evaluator:
     def __exit__(self, *exc_info: object) -> None:
         self._context.close()
 
+    def _planned(self) -> list[_Way]:
+        """The ways to run the model; lengths that nobody asked for are left out if they do not fit."""
+        while True:
+            try:
+                return [self._way(types) for types in self._request.kv_types or (None,)]
+            except DoesNotFitError as error:
+                if self._request.lengths or len(self.lengths) == 1:
+                    raise
+                *shorter, longest = self.lengths
+                self._warn(f"{longest:,} tokens are left out: {error.message}")
+                self.lengths = tuple(shorter)
+
     def _way(self, types: tuple[KVType, KVType] | None) -> _Way:
         """How the model is loaded for a type of KV cache, for the longest length. Raises DoesNotFitError."""
         context, options = self._context, self._request.context.run
@@ -156,7 +178,8 @@ class Evaluator:
         extra = _EXTRA if self._request.modes != ("whole",) else 0
         n_ctx = min(-(-(self.lengths[-1] + extra) // 256) * 256, context.window)
         config, told = context.engine_config(n_ctx, options)
-        self._warnings += told
+        for note in told:
+            self._warn(note)
         return _Way(variant_of(context.digest, context.model.shape, config), config)
 
     def run(self) -> Iterator[EvalEvent]:
@@ -205,7 +228,7 @@ class Evaluator:
                 Run(
                     way.variant.type_k,
                     way.variant.type_v,
-                    way.attention or way.variant.attention,
+                    way.variant.attention,
                     mode,
                     tuple(way.outcomes.get(mode, ())),
                 )
@@ -226,14 +249,12 @@ class Evaluator:
         state_dir = self._request.context.state_dir
         if state_dir is None:
             raise UsageError("Results have nowhere to be kept.", "Give a directory for them.")
-        with ExitStack() as stack:
-            engine = stack.enter_context(self._engine(way.config))
-            outcomes = Outcomes(state_dir, way.variant)
+        with self._engine(way.config) as engine:
             for length in self.lengths:
                 for name, task in tasks.items():
                     try:
                         for trial in task.trials(length):
-                            yield from self._try(way, engine, outcomes, Shown(trial, prompter))
+                            yield from self._try(way, engine, Shown(trial, prompter), state_dir)
                     except TooShortError as reason:
                         self._skipped[name, length] = Skipped(name, length, str(reason))
 
@@ -242,7 +263,7 @@ class Evaluator:
         return SteppingEngine(self._open_engine, config, self._context.cache_config(), None)
 
     def _try(
-        self, way: _Way, engine: SteppingEngine, outcomes: Outcomes, shown: Shown
+        self, way: _Way, engine: SteppingEngine, shown: Shown, state_dir: Path
     ) -> Generator[EvalEvent, None, None]:
         """Ask all questions of a trial, mode by mode."""
         trial = shown.trial
@@ -264,13 +285,13 @@ class Evaluator:
                     self._skip(trial, f"{mode}: {error.message.rstrip('.')}")
                     break
                 key = outcome_key(mode, prompt.tokens, shown.max_tokens(mode), f"{shown.window}")
-                known = None if self._request.fresh else outcomes.get(key)
+                known = None if self._request.fresh else way.kept(state_dir).get(key)
                 if known is None:
                     if len(prompt.tokens) + shown.max_tokens(mode) > way.config.n_ctx:
                         self._skip(trial, f"{mode}: {len(prompt.tokens):,} tokens do not fit the context")
                         break
                     outcome = yield from self._ask(way, engine, shown, question, mode, prompt)
-                    outcomes.add(key, outcome)
+                    way.kept(state_dir).add(key, outcome)
                 else:
                     self._known += 1
                     # What was asked is the same; what it was called may not be.
@@ -362,7 +383,8 @@ class Evaluator:
             elif isinstance(event, NotSaved):
                 self._warn(event.text)
             elif isinstance(event, Loaded):
-                way.attention, self._description = event.attention, event.description
+                way.found_to_be(event.attention)
+                self._description = event.description
                 if event.attention == "dense" and DENSE not in self._warnings:
                     self._warn(DENSE)
                     yield Notice(DENSE)
@@ -386,8 +408,7 @@ class Evaluator:
             runs = self.result.runs[number * len(modes) : (number + 1) * len(modes)]
             whole = next((run for run in runs if run.mode == "whole"), None)
             scores = {run.mode: Score.of(o.score for o in run.outcomes) for run in runs if run.outcomes}
-            variant = replace(way.variant, attention=way.attention or way.variant.attention)
-            remember(state_dir, variant, whole.groups() if whole is not None else (), scores)
+            remember(state_dir, way.variant, whole.groups() if whole is not None else (), scores)
 
 
 @dataclass(slots=True)

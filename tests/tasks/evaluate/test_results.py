@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -73,6 +74,15 @@ def test_a_model_that_answers_nothing_uses_nothing() -> None:
     """With a score of zero at the shortest length, the relative bar is zero too, and still not cleared."""
     result = run_of({512: [0.0] * 30, 1024: [0.0] * 30}).groups()[0]
     assert (result.relative.value, result.relative.length, result.relative.undecided) == (0, 0, 0)
+
+
+def test_lengths_are_compared_on_the_same_tasks() -> None:
+    """A task that the shortest length could not hold says nothing of how scores fall with length."""
+    hard = [replace(outcome, task="cwe") for outcome in outcomes({1024: [0.0] * 40})]
+    run = Run("f16", "f16", "full", "whole", (*outcomes({512: [1.0] * 40, 1024: [1.0] * 40}), *hard))
+    (result,) = run.groups()
+    assert {length: score.mean for length, score in result.scores.items()} == {512: 1.0, 1024: 1.0}
+    assert run.tasks()["cwe"][1024].mean == 0.0
 
 
 def test_cells_are_rows_of_depths() -> None:
