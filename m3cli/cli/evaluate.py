@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from m3cli.cli import options, values
-from m3cli.errors import ExitCode, UsageError
+from m3cli.errors import ExitCode, M3Error, UsageError
 
 if TYPE_CHECKING:
     from m3cli.engine.events import KVType
-    from m3cli.tasks.evaluate.results import Evaluation, Mode
+    from m3cli.tasks.evaluate.results import Evaluation, Mode, Run
 
 MEASURE_PANEL = "What is measured"
 
@@ -46,6 +46,7 @@ def evaluate(
         int,
         typer.Option(
             min=1,
+            max=1000,
             metavar="N",
             help="Questions of each task at each length and depth.",
             rich_help_panel=MEASURE_PANEL,
@@ -64,7 +65,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODE,…",
-            help="Ways to show a corpus: whole, recap, quote, end, select, sweep; or all.",
+            help="Compare ways to show a corpus: whole, recap, quote, end, select, sweep; or all.",
             rich_help_panel=MEASURE_PANEL,
         ),
     ] = None,
@@ -149,7 +150,9 @@ def evaluate(
         )
     if plot is not None:
         check_plot(plot)
-    required = _lengths(require, "--require")[0] if require is not None else 0
+    if report is not None and not report.parent.is_dir():
+        raise UsageError(f"There is no directory {report.parent} for the report.", "Make it first.")
+    required = _lengths(require, "--require") if require is not None else ()
     request = EvalRequest(
         context=values.context_request(corpus, settings, allow_dense=allow_dense),
         tasks=tuple(_words(tasks)),
@@ -167,22 +170,32 @@ def evaluate(
         Evaluator(request, open_engine=values.open_engine, stdin=values.read_stdin) as evaluator,
     ):
         values.note_demo(console, request.context, settings)
+        if required and max(required) > evaluator.lengths[-1]:
+            raise UsageError(
+                f"The longest length is {evaluator.lengths[-1]:,}, and --require asks for more.",
+                "Measure as long ones with --lengths.",
+            )
         try:
             for event in evaluator.run():
                 console.show(event)
                 if isinstance(event, Evaluation):
                     result = event
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, M3Error):
             console.end()
-            _write(evaluator.result, report, plot, json=json)
+            if any(run.outcomes for run in evaluator.result.runs):
+                _write(evaluator.result, report, plot, json=json)
             raise
     _write(result, report, plot, json=json)
     if not result.complete:
         raise typer.Exit(ExitCode.CAP_REACHED)
-    if required and any(
-        group.relative.length < required for run in result.runs[:1] for group in run.groups()
-    ):
+    if required and not all(_reaches(run, max(required)) for run in result.runs if run.mode == "whole"):
         raise typer.Exit(ExitCode.FINDINGS)
+
+
+def _reaches(run: Run, length: int) -> bool:
+    """Whether the effective context of all groups is at least `length`; of none, it is not."""
+    groups = run.groups()
+    return bool(groups) and all(group.relative.length >= length for group in groups)
 
 
 def _write(result: Evaluation, report: Path | None, plot: Path | None, *, json: bool) -> None:

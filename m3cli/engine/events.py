@@ -106,10 +106,10 @@ class Request:
     """A prompt as token ids, and when to stop. End-of-generation tokens always stop.
 
     The first `prefix` tokens are shared with other prompts: their KV cache is saved once it is computed,
-    under `label`; without `save`, it is only kept in memory for the next request. With `exact`, what is
-    reused is cut back to where a run without reuse would have cut its batches, so that both compute the
-    same numbers; without, all that agrees is reused. With a `schema`, a JSON schema as text, the answer is
-    JSON that it describes, if `max_tokens` suffice.
+    under `label`; without `save`, only what was computed when the run is stopped, or for long, is. With
+    `exact`, what is reused is cut back to where a run without reuse would have cut its batches, so that both
+    compute the same numbers; without, all that agrees is reused. With a `schema`, a JSON schema as text, the
+    answer is JSON that it describes, if `max_tokens` suffice.
     """
 
     tokens: Sequence[int]

@@ -221,7 +221,8 @@ class Session:
             now = time.monotonic()
             yield Prefilled(end, len(tokens), now - begin)
             due = self._cache is not None and now - last_save >= self._cache.checkpoint_seconds
-            if end == request.prefix or (due and end % self._model.n_batch == 0):
+            shared = request.save and end == request.prefix
+            if shared or (due and end % self._model.n_batch == 0):
                 yield from self._save(request, (end - first) / max(now - begin, 1e-9))
                 last_save = time.monotonic()
 
@@ -256,9 +257,7 @@ class Session:
     def _save(self, request: Request, tokens_per_second: float) -> Iterator[Event]:
         """Save what the KV cache holds; a failure costs a notice and nothing else."""
         count = len(self._held)
-        if self._store is None or self._cache is None or not request.save:
-            return
-        if count - self._saved < _WORTH_SAVING:
+        if self._store is None or self._cache is None or count - self._saved < _WORTH_SAVING:
             return
         if self._exact < count:  # another process could not compute the same
             return

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 from typing import TYPE_CHECKING
 
+from m3cli.tasks.evaluate.difference import Difference
 from m3cli.tasks.evaluate.results import Score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from m3cli.tasks.evaluate.results import Evaluation, Outcome, Run
+    from m3cli.tasks.evaluate.results import Evaluation, Run
 
 STEPS = 20  # of the scale of colours; step 0 is a score of 0, step 20 one of 1
 
@@ -20,16 +20,6 @@ STEPS = 20  # of the scale of colours; step 0 is a score of 0, step 20 one of 1
 _LIGHT = ("#7a1f05", "#c4501b", "#ef9a4e", "#f6d6a6", "#d9ecf8")
 _DARK = ("#ffc08a", "#e58a45", "#a85a24", "#5a4534", "#16354a")
 _INKS = ("#000000", "#ffffff")
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How much better a run is than another at the `count` questions of both, with an interval of 95 %."""
-
-    value: float
-    low: float
-    high: float
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,52 +161,10 @@ def _compare(
                 run,
                 name,
                 Score.of(outcome.score for outcome in outcomes) if outcomes else None,
-                None if number == first else _difference(run, runs[first]),
+                None if number == first else Difference.of(run.outcomes, runs[first].outcomes),
                 sum(outcome.prompt_tokens for outcome in outcomes) / count,
                 sum(outcome.prompt_tokens - outcome.restored_tokens for outcome in outcomes) / count,
                 sum(outcome.seconds for outcome in outcomes) / count,
             )
         )
     return Comparison(of, at, names[first], tuple(rows))
-
-
-def _difference(run: Run, base: Run) -> Difference | None:
-    """Of the mean scores at the questions of both.
-
-    The interval is Newcombe's for paired proportions (Statistics in Medicine 17, 1998, p. 2635, method 10):
-    Wilson's of both, and how much the two agree.
-    """
-    before = {_key(outcome): outcome.score for outcome in base.outcomes}
-    pairs = [(outcome.score, before[_key(outcome)]) for outcome in run.outcomes if _key(outcome) in before]
-    if not pairs:
-        return None
-    count = len(pairs)
-    new, old = Score.of(a for a, _ in pairs), Score.of(b for _, b in pairs)
-    value = new.mean - old.mean
-    agreement = _agreement(pairs, new.mean, old.mean)
-
-    def reach(below: float, above: float) -> float:
-        return sqrt(max(below**2 - 2 * agreement * below * above + above**2, 0.0))
-
-    return Difference(
-        value,
-        value - reach(new.mean - new.low, old.high - old.mean),
-        value + reach(new.high - new.mean, old.mean - old.low),
-        count,
-    )
-
-
-def _agreement(pairs: Sequence[tuple[float, float]], new: float, old: float) -> float:
-    """Newcombe's φ: the correlation, less a correction for continuity where it is positive."""
-    count = len(pairs)
-    spread = sqrt(sum((a - new) ** 2 for a, _ in pairs) * sum((b - old) ** 2 for _, b in pairs)) / count
-    if not spread:
-        return 0.0
-    covariance = sum((a - new) * (b - old) for a, b in pairs) / count
-    if covariance > 0:
-        covariance = max(covariance - 1 / (2 * count), 0.0)
-    return covariance / spread
-
-
-def _key(outcome: Outcome) -> tuple[str, int, str]:
-    return outcome.task, outcome.length, outcome.question

@@ -23,7 +23,7 @@ from m3cli.engine.events import (
 from m3cli.errors import M3Error, UsageError
 from m3cli.plan.planner import Measured
 from m3cli.tasks.citations import Citation, check_citations
-from m3cli.tasks.context import Context, ContextRequest, Packed
+from m3cli.tasks.context import SWEPT, Context, ContextRequest, Packed
 from m3cli.tasks.rates import remember_speed
 from m3cli.tasks.thinking import Kind, ThinkingSplitter
 
@@ -119,6 +119,7 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
             return
         packed = context.pack(request.question, recap=True)
         if packed.sweeps:
+            context.notes.append(SWEPT.format(model=context.request.model.name))
             yield from sweep(request, context, open_engine=open_engine, started=started)
             return
         prompt = context.prompt(packed.pack.parts, request.question, recap=packed.recap)

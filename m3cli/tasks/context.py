@@ -24,7 +24,7 @@ from m3cli.prompt.recap import recap as recap_of
 from m3cli.prompt.segments import Content, TemplateText, encode_each
 from m3cli.prompt.thinking import think_variables
 from m3cli.tasks.configure import RunOptions, configured, stepped_down
-from m3cli.tasks.evaluate.effective import effective_context, variant_of
+from m3cli.tasks.evaluate.effective import effective_context, variants_of
 from m3cli.tasks.model import open_model
 from m3cli.tasks.stepping import SteppingEngine
 
@@ -49,18 +49,22 @@ INSTRUCTIONS = (
 )
 QUOTE_FIRST = (
     "First quote the lines that bear on the question, word for word, each with its path and line numbers. "
-    "Then answer."
+    'Then write "Answer:" and answer.'
 )
 CUT_TO_EFFECTIVE = (
     "{model} was found to use {length:,} tokens of context well on this machine (m3 eval), so the excerpts "
     "that match the question best are read instead of all; --strategy whole or sweep reads all."
+)
+SWEPT = (
+    "{model} was found to answer better from all of a corpus, read in windows, than from excerpts of it (m3 "
+    "eval --compare), so it is read so."
 )
 WHOLE_PAST_EFFECTIVE = (
     "{model} was found to use {length:,} tokens of context well on this machine (m3 eval): m3 ask reads all "
     "of this only with --strategy whole."
 )
 UNMEASURED = (
-    "How much context {model} really uses was not measured: of {tokens:,} tokens it may miss some. m3 eval "
+    "How much context {model} really uses is not known: of {tokens:,} tokens it may miss some. m3 eval "
     "measures it."
 )
 UNMEASURED_SO_FAR = (
@@ -71,6 +75,7 @@ NO_SWITCH = (
     "Thinking '{mode}' was asked for, but the chat template of the model {model} has no switch for it."
 )
 _LEAST = 512  # tokens of a selection, however little context is used well
+_SWEPT = 8 * 8192  # tokens of a corpus that is swept without being asked: eight windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +193,19 @@ class Context:
     ) -> Packed:
         """Choose what of the corpus goes before `question`, and how large a context that takes.
 
-        With the strategy `auto`, no more than the model was found to use well. With `recap`, as the request
+        With the strategy `auto`, no more than the model was found to use well. A `strategy` that is given is
+        what an earlier question led to. With `recap`, as the request
         says of it. Raises DoesNotFitError, with the numbers, when it does not fit as `strategy` asks.
         """
         window, count = self._window, self.model.tokenizer.count_batch
+        automatic = self.request.strategy == "auto" and strategy != "whole"
         if strategy is None:
             strategy = "select" if self.request.strategy == "sweep" else self.request.strategy
         bare = len(self.prompt((), question, history).tokens)
-        room = window.room(bare)
-        known = self.effective if strategy == "auto" else None
-        used_well = known is not None and known.length < known.longest
-        budget = min(room, max(known.length - bare, _LEAST)) if known and used_well else room
+        room = budget = window.room(bare)
+        known = self.effective if automatic else None
+        if known is not None and known.length < known.longest:
+            budget = min(room, max(known.length - bare, _LEAST))
         pack = pack_chunks(
             self.corpus.chunks,
             count,
@@ -210,8 +217,8 @@ class Context:
         tokens, repeated = bare + pack.tokens, None
         wanted = tokens >= RECAP_FROM if self.request.recap is None else self.request.recap
         if recap and wanted and pack.strategy == "whole":
-            budget = min(RECAP_TOKENS, room - pack.tokens)
-            repeated = recap_of(self.corpus.chunks, question, count, budget)
+            spare = min(RECAP_TOKENS, room - pack.tokens)
+            repeated = recap_of(self.corpus.chunks, question, count, spare)
         if repeated is not None:
             tokens += repeated.tokens
         return Packed(
@@ -222,16 +229,19 @@ class Context:
             window.answer,
             window.n_ctx(tokens),
             repeated.parts if repeated is not None else (),
-            self._about_length(pack, tokens, room) if strategy == "auto" else (),
-            sweeps=known is not None and known.sweeps and pack.strategy == "select",
+            self._about_length(pack, tokens, cut=budget < room) if automatic else (),
+            sweeps=known is not None
+            and known.sweeps
+            and pack.strategy == "select"
+            and pack.tokens_needed <= _SWEPT,
         )
 
-    def _about_length(self, pack: Pack, tokens: int, room: int) -> tuple[str, ...]:
+    def _about_length(self, pack: Pack, tokens: int, *, cut: bool) -> tuple[str, ...]:
         """What the user should hear of how the model uses a prompt of so many tokens."""
         known, name = self.effective, self.request.model.name
-        if known is not None and pack.strategy == "select" and pack.tokens_needed <= room:
-            return (CUT_TO_EFFECTIVE.format(model=name, length=known.length),)
-        if pack.strategy == "select" or self.request.state_dir is None or tokens < RECAP_FROM:
+        if pack.strategy == "select":
+            return (CUT_TO_EFFECTIVE.format(model=name, length=known.length),) if known and cut else ()
+        if self.request.state_dir is None or tokens < RECAP_FROM:
             return ()
         if known is None:
             return (UNMEASURED.format(model=name, tokens=tokens),)
@@ -248,11 +258,13 @@ class Context:
 
     @cached_property
     def effective(self) -> Effective | None:
-        """How much context the model was found to use well, run as it will be, if that was measured."""
-        if self.request.state_dir is None:
+        """How much context the model was found to use well, run as it may be, if that was measured."""
+        run, state_dir = self.request.run, self.request.state_dir
+        if state_dir is None:
             return None
-        config = self.request.run.engine_config(self.model.header, self.model.shape, 0)
-        return effective_context(self.request.state_dir, variant_of(self.digest, self.model.shape, config))
+        config = run.engine_config(self.model.header, self.model.shape, 0)
+        variants = variants_of(self.digest, self.model.shape, config, named=run.type_k is not None)
+        return next(filter(None, (effective_context(state_dir, variant) for variant in variants)), None)
 
     @cached_property
     def _refined(self) -> list[Chunk]:

@@ -47,6 +47,8 @@ def main() -> None:
     print("| mode | right | 95 % interval | tokens read | of them computed | seconds |")
     print("|---|---|---|---|---|---|")
     for run in result["runs"]:
+        if not run["outcomes"]:
+            continue
         total: defaultdict[str, float] = defaultdict(float)
         for outcome in run["outcomes"]:
             for name in ("prompt_tokens", "restored_tokens", "seconds"):

@@ -165,7 +165,7 @@ def measured(state_dir: Path, *, good: int, longest: int) -> None:
         config = ContextRequest(None, model.ref).run.engine_config(model.header, model.shape, 0)
         variant = variant_of(model_digest(model.header), model.shape, config)
     outcomes = tuple(
-        Outcome("code_file", "code", "whole", length, str(i), 0.5, float(length <= good), "", 1, 0, 1, 0.0)
+        Outcome("code_file", "code", "whole", length, str(i), "?", ("x",), 0.5, float(length <= good), "", 1, 0, 1, 0.0)
         for length in (512, good, longest)
         for i in range(50)
     )

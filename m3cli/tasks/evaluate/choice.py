@@ -22,6 +22,7 @@ _BY_GROUP: Mapping[str, Mapping[str, MakeTask]] = {
     "coreference": coreference.TASKS,
 }
 TASKS: dict[str, MakeTask] = {name: make for tasks in _BY_GROUP.values() for name, make in tasks.items()}
+CODE = tuple(code.TASKS)
 _RULER = ("retrieval", "tracing", "aggregation")
 DEFAULT = ("code", "meaning")
 
@@ -56,10 +57,20 @@ def chosen(words: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def check_comparison(names: Sequence[str]) -> None:
+    """Raise UsageError for tasks that cannot be shown in several modes."""
+    if other := [name for name in names if name not in CODE]:
+        raise UsageError(
+            f"The task {other[0]} has a text that can only be shown whole.",
+            "Compare modes on tasks about a corpus: --tasks code.",
+        )
+
+
 def lengths_for(window: int, asked: Sequence[int]) -> tuple[int, ...]:
     """The lengths that were asked for, each once and rising; without, doubling ones up to the `window`.
 
-    Raises DoesNotFitError for one that is larger than the window, both in tokens.
+    One of them is short: scores are held against that of a short context. Raises DoesNotFitError for one that
+    is larger than the window, both in tokens.
     """
     if asked:
         longest = max(asked)
@@ -68,7 +79,8 @@ def lengths_for(window: int, asked: Sequence[int]) -> tuple[int, ...]:
                 f"A length of {longest:,} tokens was asked for, and the model has a context of {window:,}.",
                 "Ask for shorter --lengths, or use a model with a longer context.",
             )
-        return tuple(sorted(set(asked)))
+        short = {_FIRST} if min(asked) > _FIRST else set()
+        return tuple(sorted({*asked, *short}))
     length = _FIRST if window >= _FIRST << 3 else max(_SHORTEST, window >> (_LENGTHS - 1))
     found = []
     while length <= window:

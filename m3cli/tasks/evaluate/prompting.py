@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from m3cli.engine.events import THINK_TAGS
 from m3cli.prompt.chat import Message
 from m3cli.prompt.segments import Content
 from m3cli.tasks.context import encode_prompt
@@ -33,15 +34,23 @@ class Prompter:
         lead: str = "",
         recap: Sequence[str] = (),
     ) -> Prompt:
-        """The haystack in `parts`, a recap, the question, and the start of the model's turn with `lead`."""
+        """The haystack in `parts`, a recap, the question, and the start of the model's turn with `lead`.
+
+        Reasoning that the template begins is ended at once: there is no room for it.
+        """
         asked = [*map(Content, recap), Content(question)]
         messages = [Message("user", (*map(Content, parts), *asked))]
         if system:
             messages.insert(0, Message("system", (Content(system),)))
         prompt = encode_prompt(self.model, messages, asked[0], self._variables)
-        if not lead:
-            return prompt
-        return replace(prompt, tokens=[*prompt.tokens, *self.model.tokenizer.encode(lead)])
+        tokens, tail = prompt.tokens, prompt.tail
+        opened = next((tag for tag in THINK_TAGS if tail.rstrip().endswith(tag)), None)
+        if opened is not None:  # by a template that cannot do without
+            closing = f"\n{THINK_TAGS[opened]}\n\n"
+            tokens, tail = [*tokens, *self.model.tokenizer.encode_template(closing)], tail + closing
+        if lead:
+            tokens = [*tokens, *self.model.tokenizer.encode(lead)]
+        return replace(prompt, tokens=tokens, tail=tail)
 
     def count(self, parts: Sequence[str]) -> int:
         """Tokens of texts that are tokenized each on its own."""

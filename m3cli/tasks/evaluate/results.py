@@ -26,8 +26,8 @@ _Z = 1.959964  # of a two-sided interval of 95 %
 class Outcome:
     """How one question was answered. `score` is from 0 to 1, `seconds` are those of prefill and decoding.
 
-    `length` is that of the trial; `prompt_tokens` went to the model, all prompts together where there are
-    several, and `restored_tokens` of them did not have to be computed.
+    `question` is its id and `text` what was asked. `length` is that of the trial; `prompt_tokens` went to the
+    model, all prompts together where there are several, and `restored_tokens` of them did not have to be computed.
     """
 
     task: str
@@ -35,6 +35,8 @@ class Outcome:
     mode: Mode
     length: int
     question: str
+    text: str
+    answers: tuple[str, ...]
     depth: float | None
     score: float
     reply: str
@@ -65,7 +67,9 @@ class Score:
         mean = sum(values) / count
         spread = _Z * sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
         middle, scale = mean + _Z**2 / (2 * count), 1 + _Z**2 / count
-        return cls(mean, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale), count)
+        low = (middle - spread) / scale if mean > 0 else 0.0
+        high = (middle + spread) / scale if mean < 1 else 1.0  # but for rounding, they are that by themselves
+        return cls(mean, low, high, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +97,17 @@ class GroupResult:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All outcomes of one way to run the model: the types of its KV cache, its attention, and the mode."""
+    """All outcomes of one way to run the model: the types of its KV cache, its attention, and the mode.
+
+    `partial` is the length at which it was ended before all was asked, 0 if none was.
+    """
 
     type_k: KVType
     type_v: KVType
     attention: Attention
     mode: Mode
     outcomes: tuple[Outcome, ...]
+    partial: int = 0
 
     def cells(self, depths: int, group: Group | None = None) -> dict[tuple[int, int], Score]:
         """Scores by (length, row of the depth): row i is of depths from i / `depths` on."""
@@ -113,12 +121,12 @@ class Run:
     def groups(self) -> list[GroupResult]:
         """Results of each group that was asked, in the order of GROUPS.
 
-        Of its tasks those count that its shortest length could hold: otherwise lengths would be compared that
-        were asked different things.
+        Of its tasks those count that its shortest length could hold, and of the lengths those at which all
+        was asked: otherwise lengths would be compared that were asked different things.
         """
         results = []
         for group in GROUPS:
-            asked = [outcome for outcome in self.outcomes if outcome.group == group]
+            asked = [o for o in self.outcomes if o.group == group and o.length != self.partial]
             shortest = min((outcome.length for outcome in asked), default=0)
             tasks = {outcome.task for outcome in asked if outcome.length == shortest}
             by_length: dict[int, list[float]] = {}
@@ -128,9 +136,8 @@ class Run:
             if by_length:
                 scores = {length: Score.of(by_length[length]) for length in sorted(by_length)}
                 own = next(iter(scores.values())).mean
-                results.append(
-                    GroupResult(group, scores, _bar(scores, ABSOLUTE_BAR), _bar(scores, RELATIVE_BAR * own))
-                )
+                absolute, relative = bar_of(scores, ABSOLUTE_BAR), bar_of(scores, RELATIVE_BAR * own)
+                results.append(GroupResult(group, scores, absolute, relative))
         return results
 
     def tasks(self) -> dict[str, dict[int, Score]]:
@@ -144,7 +151,7 @@ class Run:
         }
 
 
-def _bar(scores: dict[int, Score], value: float) -> Bar:
+def bar_of(scores: dict[int, Score], value: float) -> Bar:
     """Hold scores by rising length against `value`; a score of 0 clears nothing."""
     longest = 0
     for length, score in scores.items():

@@ -25,16 +25,17 @@ from m3cli.engine.events import (
 from m3cli.errors import DoesNotFitError, UsageError
 from m3cli.tasks.ask import DENSE
 from m3cli.tasks.context import Context
-from m3cli.tasks.evaluate.choice import TASKS, chosen, lengths_for
+from m3cli.tasks.evaluate.choice import CODE, TASKS, check_comparison, chosen, lengths_for
+from m3cli.tasks.evaluate.difference import Difference
 from m3cli.tasks.evaluate.effective import variant_of
 from m3cli.tasks.evaluate.haystack import own_material, python_material
 from m3cli.tasks.evaluate.prompting import Prompter
-from m3cli.tasks.evaluate.results import Evaluation, Mode, Outcome, Run, Score, Skipped
+from m3cli.tasks.evaluate.results import Evaluation, Mode, Outcome, Run, Skipped
 from m3cli.tasks.evaluate.shown import Shown
 from m3cli.tasks.evaluate.store import Outcomes, outcome_key, remember
 from m3cli.tasks.evaluate.trial import Scope, TooShortError
 from m3cli.tasks.stepping import SteppingEngine
-from m3cli.tasks.sweep import Found, Window
+from m3cli.tasks.sweep import LIST_TOKENS, Found, Window, passages_task
 from m3cli.tasks.sweep import search as sweep_search
 from m3cli.tasks.thinking import ThinkingSplitter
 
@@ -47,7 +48,16 @@ if TYPE_CHECKING:
     from m3cli.tasks.evaluate.store import Variant
     from m3cli.tasks.evaluate.trial import Question, Task, Trial
     from m3cli.tasks.stepping import OpenEngine
+    from m3cli.tasks.thinking import Kind
 
+REASONS = (
+    "The model reasons before it answers, also when told not to; m3 eval leaves it little room for that, so "
+    "its scores are too low."
+)
+LEARNED = (
+    "The questions about code are about Python's library, which models may know by heart: name files of your "
+    "own to measure what the model reads."
+)
 _EXTRA = 2048  # tokens that modes other than `whole` may add to a prompt: a recap, and a quote in the reply
 
 
@@ -56,8 +66,9 @@ class EvalRequest:
     """What is to be measured. Without a corpus in `context`, haystacks are made of what ships with Python.
 
     `tasks` are as in `choice.chosen`; no `lengths` leaves them to m3. Each of `kv_types` (of keys and of
-    values) is measured; none stands for what `context` says. `modes` other than `whole` are for tasks about
-    a corpus. `time_limit` is in seconds. With `fresh`, nothing that was measured earlier counts.
+    values) is measured; none stands for what `context` says. `modes` are compared on tasks about a corpus,
+    `whole` always among them. `time_limit` is in seconds. With `fresh`, nothing that was measured earlier
+    counts. The model is asked without reasoning, whatever `context` says.
     """
 
     context: ContextRequest
@@ -110,6 +121,7 @@ class _Way:
     variant: Variant
     config: EngineConfig
     outcomes: dict[Mode, list[Outcome]] = field(default_factory=dict)
+    partial: int = 0  # the length that is being asked
     _kept: Outcomes | None = None
 
     def kept(self, state_dir: Path) -> Outcomes:
@@ -132,22 +144,33 @@ class Evaluator:
     """
 
     def __init__(self, request: EvalRequest, *, open_engine: OpenEngine, stdin: Callable[[], bytes]) -> None:
+        if request.context.state_dir is None:
+            raise UsageError("Results have nowhere to be kept.", "Give a directory for them.")
+        self._state_dir = request.context.state_dir
+        self._modes: tuple[Mode, ...] = tuple(dict.fromkeys(("whole", *request.modes)))
         self._request = request
         self._open_engine = open_engine
-        self._names = chosen(request.tasks)
+        compared = len(self._modes) > 1
+        self._names = chosen(request.tasks or (("code",) if compared else ()))
+        if compared:
+            check_comparison(self._names)
+        self._extra = _EXTRA if compared else 0
         self._started = time.monotonic()
         self._deadline = None if request.time_limit is None else self._started + request.time_limit
         self._warnings: list[str] = []
-        self._skipped: dict[tuple[str, int], Skipped] = {}
+        self._skipped: dict[Skipped, None] = {}
         self._computed = self._known = 0
         self._complete = False
         self._description = ""
         self._haystack = ""
         self._ways: list[_Way] = []
-        self._context = Context(request.context, stdin)
+        self._context = Context(replace(request.context, think=None), stdin)
         try:
-            self.lengths = lengths_for(self._context.window, request.lengths)
+            window = self._context.window
+            self.lengths = lengths_for(window if request.lengths else window - self._extra, request.lengths)
             self._ways = self._planned()
+            for way in self._ways:
+                way.kept(self._state_dir)
         except BaseException:
             self._context.close()
             raise
@@ -175,8 +198,7 @@ class Evaluator:
         context, options = self._context, self._request.context.run
         if types is not None:
             options = replace(options, type_k=types[0], type_v=types[1])
-        extra = _EXTRA if self._request.modes != ("whole",) else 0
-        n_ctx = min(-(-(self.lengths[-1] + extra) // 256) * 256, context.window)
+        n_ctx = min(-(-(self.lengths[-1] + self._extra) // 256) * 256, context.window)
         config, told = context.engine_config(n_ctx, options)
         for note in told:
             self._warn(note)
@@ -200,15 +222,20 @@ class Evaluator:
         else:
             material = python_material(self.lengths[-1])
         self._haystack = material.label
+        if not material.own and any(name in CODE for name in self._names):
+            self._warn(LEARNED)
+            yield Notice(LEARNED)
         tasks = {name: TASKS[name](material, prompter, scope) for name in self._names}
         # 2. the answers
         try:
             for way in self._ways:
-                yield from self._measure(way, tasks, prompter)
+                try:
+                    yield from self._measure(way, tasks, prompter)
+                finally:
+                    self._remember(way)
             self._complete = True
         except _TimeUpError:
             pass
-        self._remember()
         yield self.result
 
     @property
@@ -224,18 +251,8 @@ class Evaluator:
             depths=request.depths,
             samples=request.samples,
             seed=request.seed,
-            runs=tuple(
-                Run(
-                    way.variant.type_k,
-                    way.variant.type_v,
-                    way.variant.attention,
-                    mode,
-                    tuple(way.outcomes.get(mode, ())),
-                )
-                for way in self._ways
-                for mode in request.modes
-            ),
-            skipped=tuple(self._skipped.values()),
+            runs=tuple(run for way in self._ways for run in self._runs(way)),
+            skipped=tuple(self._skipped),
             complete=self._complete,
             computed_tokens=self._computed,
             known=self._known,
@@ -243,64 +260,86 @@ class Evaluator:
             warnings=tuple(self._warnings),
         )
 
+    def _runs(self, way: _Way) -> list[Run]:
+        variant = way.variant
+        return [
+            Run(
+                variant.type_k,
+                variant.type_v,
+                variant.attention,
+                mode,
+                tuple(way.outcomes.get(mode, ())),
+                way.partial,
+            )
+            for mode in self._modes
+        ]
+
     def _measure(
         self, way: _Way, tasks: dict[str, Task], prompter: Prompter
     ) -> Generator[EvalEvent, None, None]:
-        state_dir = self._request.context.state_dir
-        if state_dir is None:
-            raise UsageError("Results have nowhere to be kept.", "Give a directory for them.")
         with self._engine(way.config) as engine:
             for length in self.lengths:
+                way.partial = length
                 for name, task in tasks.items():
+                    before = {mode: len(outcomes) for mode, outcomes in way.outcomes.items()}
                     try:
                         for trial in task.trials(length):
-                            yield from self._try(way, engine, Shown(trial, prompter), state_dir)
+                            yield from self._try(way, engine, Shown(trial, prompter))
                     except TooShortError as reason:
-                        self._skipped[name, length] = Skipped(name, length, str(reason))
+                        self._skip(name, length, str(reason))
+                        for mode, outcomes in way.outcomes.items():  # some trials fitted, but not all
+                            del outcomes[before.get(mode, 0) :]
+                way.partial = 0
 
     def _engine(self, config: EngineConfig) -> SteppingEngine:
         """The engine, which keeps to its configuration: another type of KV cache would be another result."""
         return SteppingEngine(self._open_engine, config, self._context.cache_config(), None)
 
-    def _try(
-        self, way: _Way, engine: SteppingEngine, shown: Shown, state_dir: Path
-    ) -> Generator[EvalEvent, None, None]:
-        """Ask all questions of a trial, mode by mode."""
+    def _try(self, way: _Way, engine: SteppingEngine, shown: Shown) -> Generator[EvalEvent, None, None]:
+        """Ask all questions of a trial, mode by mode; a mode in which one does not fit is left out."""
         trial = shown.trial
-        for mode in self._request.modes:
-            if mode != "whole" and not trial.chunks:
-                continue
-            yield Trying(
-                trial.task,
-                trial.length,
-                len(trial.questions),
-                way.variant.type_k,
-                way.variant.type_v,
-                mode,
-            )
-            for question in trial.questions:
-                try:
-                    prompt = shown.prompt(mode, question)
-                except DoesNotFitError as error:
-                    self._skip(trial, f"{mode}: {error.message.rstrip('.')}")
-                    break
-                key = outcome_key(mode, prompt.tokens, shown.max_tokens(mode), f"{shown.window}")
-                known = None if self._request.fresh else way.kept(state_dir).get(key)
-                if known is None:
-                    if len(prompt.tokens) + shown.max_tokens(mode) > way.config.n_ctx:
-                        self._skip(trial, f"{mode}: {len(prompt.tokens):,} tokens do not fit the context")
-                        break
-                    outcome = yield from self._ask(way, engine, shown, question, mode, prompt)
-                    way.kept(state_dir).add(key, outcome)
-                else:
-                    self._known += 1
-                    # What was asked is the same; what it was called may not be.
-                    outcome = replace(known, **_names(trial, question, mode))
-                way.outcomes.setdefault(mode, []).append(outcome)
-                yield Asked(outcome, known is not None)
+        variant = way.variant
+        for mode in self._modes:
+            questions = trial.questions
+            yield Trying(trial.task, trial.length, len(questions), variant.type_k, variant.type_v, mode)
+            outcomes = way.outcomes.setdefault(mode, [])
+            before = len(outcomes)
+            try:
+                for question in questions:
+                    outcome, known = yield from self._outcome(way, engine, shown, question, mode)
+                    outcomes.append(outcome)
+                    yield Asked(outcome, known)
+            except DoesNotFitError as error:
+                del outcomes[before:]
+                self._skip(trial.task, trial.length, f"{mode}: {error.message.rstrip('.')}")
 
-    def _skip(self, trial: Trial, reason: str) -> None:
-        self._skipped[trial.task, trial.length] = Skipped(trial.task, trial.length, reason)
+    def _outcome(
+        self, way: _Way, engine: SteppingEngine, shown: Shown, question: Question, mode: Mode
+    ) -> Generator[EvalEvent, None, tuple[Outcome, bool]]:
+        """How a question is answered, and whether that was known. Raises DoesNotFitError, _TimeUpError."""
+        prompt, most = shown.prompt(mode, question), shown.max_tokens(mode)
+        if len(prompt.tokens) + most > way.config.n_ctx and mode != "sweep":
+            raise DoesNotFitError(
+                f"A prompt of {len(prompt.tokens):,} tokens and its reply do not fit the context.",
+                "Ask for shorter --lengths.",
+            )
+        more = f"{way.config.flash_attention}"
+        if mode == "sweep":
+            more += f" {shown.window} {LIST_TOKENS} {passages_task('')}"
+        key = outcome_key(mode, prompt.tokens, most, more)
+        known = None if self._request.fresh else way.kept(self._state_dir).get(key)
+        if known is not None:
+            self._known += 1
+            # The reply is what is known; what it is worth may be judged anew.
+            score = shown.score(mode, question, known.reply)
+            names = _names(shown.trial, question, mode)
+            return replace(known, **names, depth=question.depth, score=score), True
+        outcome = yield from self._ask(way, engine, shown, question, mode, prompt)
+        way.kept(self._state_dir).add(key, outcome)
+        return outcome, False
+
+    def _skip(self, task: str, length: int, reason: str) -> None:
+        self._skipped[Skipped(task, length, reason)] = None
 
     def _ask(
         self,
@@ -322,18 +361,22 @@ class Evaluator:
             label=f"m3 eval of {self._context.label or self._haystack}",
             save=trial.nested and mode in _SHARING,
         )
-        splitter, text = ThinkingSplitter(prompt.tail), ""
+        splitter = ThinkingSplitter(prompt.tail)
+        pieces: list[tuple[Kind, str]] = []
         for event in self._watched(way, engine.generate(run), cost):
             assert not isinstance(event, Found)
             if isinstance(event, Token):
-                text += "".join(piece for kind, piece in splitter.feed(event.text) if kind == "answer")
+                pieces += splitter.feed(event.text)
             yield event
-        text += "".join(piece for kind, piece in splitter.flush() if kind == "answer")
+        pieces += splitter.flush()
+        if any(kind == "thinking" for kind, _ in pieces):
+            self._warn(REASONS)
+        text = "".join(piece for kind, piece in pieces if kind == "answer").strip()
         return Outcome(
             **_names(trial, question, mode),
             depth=question.depth,
-            score=question.score(text),
-            reply=text.strip(),
+            score=shown.score(mode, question, text),
+            reply=text,
             prompt_tokens=cost.prompt,
             restored_tokens=cost.restored,
             generated_tokens=cost.generated,
@@ -398,17 +441,17 @@ class Evaluator:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise _TimeUpError
 
-    def _remember(self) -> None:
-        """Keep what follows from the outcomes, for `m3 ask`, if all lengths were measured."""
-        state_dir = self._request.context.state_dir
-        if not self._complete or state_dir is None:
-            return
-        for number, way in enumerate(self._ways):
-            modes = self._request.modes
-            runs = self.result.runs[number * len(modes) : (number + 1) * len(modes)]
-            whole = next((run for run in runs if run.mode == "whole"), None)
-            scores = {run.mode: Score.of(o.score for o in run.outcomes) for run in runs if run.outcomes}
-            remember(state_dir, way.variant, whole.groups() if whole is not None else (), scores)
+    def _remember(self, way: _Way) -> None:
+        """Keep what follows from the outcomes, for `m3 ask`."""
+        runs = dict(zip(self._modes, self._runs(way), strict=True))
+        base = runs["select"].outcomes if "select" in runs else ()
+        gains = {mode: Difference.of(run.outcomes, base) for mode, run in runs.items() if mode != "select"}
+        remember(
+            self._state_dir,
+            way.variant,
+            runs["whole"].groups(),
+            {mode: gain for mode, gain in gains.items() if gain is not None},
+        )
 
 
 @dataclass(slots=True)
@@ -435,4 +478,6 @@ def _names(trial: Trial, question: Question, mode: Mode) -> dict[str, Any]:
         "mode": mode,
         "length": trial.length,
         "question": question.id,
+        "text": question.text.strip(),
+        "answers": question.answers,
     }

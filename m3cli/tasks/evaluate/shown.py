@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 QUOTE_TOKENS = 160  # of a reply that quotes first, more than of one that does not
 _SHARE = 4  # what is selected, and a window of a sweep, is a fourth of the trial's length
-_LEAST = 1024  # tokens of these
+_LEAST = 1024  # tokens of these, unless it is half of the trial
 
 
 class Shown:
@@ -80,10 +80,17 @@ class Shown:
         """Tokens of a reply."""
         return self.trial.max_tokens + (QUOTE_TOKENS if mode == "quote" else 0)
 
+    def score(self, mode: Mode, question: Question, reply: str) -> float:
+        """How well a question was answered; quotes before the answer do not count."""
+        if mode == "quote":
+            reply = reply.rpartition("Answer:")[2] if "Answer:" in reply else ""
+        return question.score(reply)
+
     @property
     def window(self) -> int:
         """Tokens of a selection, and of a window of a sweep."""
-        return max(self.trial.length // _SHARE, _LEAST)
+        length = self.trial.length
+        return max(length // _SHARE, min(_LEAST, length // 2))
 
     @cached_property
     def parts(self) -> tuple[str, ...]:

@@ -6,22 +6,25 @@ process loses at most the answer that it was at, and a line that is cut off is p
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from m3cli.errors import MachineError
 from m3cli.model.tokens import pack_ids
-from m3cli.tasks.evaluate.results import Outcome
+from m3cli.tasks.evaluate.difference import Difference
+from m3cli.tasks.evaluate.results import Outcome, Score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from m3cli.engine.events import Attention, KVType
-    from m3cli.tasks.evaluate.results import GroupResult, Mode, Score
+    from m3cli.tasks.evaluate.results import GroupResult, Mode
 
 _FORMAT = "v1"
 _FIELDS = {field.name for field in fields(Outcome)}
@@ -48,8 +51,12 @@ class Variant:
 
 
 def outcome_key(mode: Mode, tokens: Sequence[int], max_tokens: int, more: str = "") -> str:
-    """What an outcome depends on beside the variant: the prompt, the mode, how long a reply may be."""
-    digest = hashlib.blake2b(f"{mode} {max_tokens} {more}\n".encode(), digest_size=16)
+    """What an outcome depends on beside the variant: the prompt, the mode, how long a reply may be, `more`.
+
+    And the build of llama.cpp.
+    """
+    build = version("llama-cpp-python")
+    digest = hashlib.blake2b(f"{build} {mode} {max_tokens} {more}\n".encode(), digest_size=16)
     digest.update(pack_ids(tokens))
     return digest.hexdigest()
 
@@ -59,6 +66,7 @@ class Outcomes:
 
     def __init__(self, state_dir: Path, variant: Variant) -> None:
         self._path = variant.file(state_dir, "jsonl")
+        self._append(b"")
         self._known = dict(_read_lines(self._path))
 
     def get(self, key: str) -> Outcome | None:
@@ -69,19 +77,20 @@ class Outcomes:
         """Keep an outcome."""
         self._known[key] = outcome
         line = json.dumps({"key": key, **asdict(outcome)}, ensure_ascii=False).encode("utf-8", "replace")
+        self._append(line + b"\n")
+
+    def _append(self, data: bytes) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                ended = _ends_a_line(handle)
-                os.write(handle, (b"" if ended else b"\n") + line + b"\n")
+                data = data if _ends_a_line(handle) else b"\n" + data
+                if os.write(handle, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(handle)
         except OSError as error:
-            raise MachineError(
-                f"The results cannot be kept in {self._path}: {error.strerror}.",
-                "Make room, or name another directory with M3_CACHE_DIR.",
-            ) from error
+            raise _not_kept(self._path, error) from error
 
 
 def _ends_a_line(handle: int) -> bool:
@@ -101,7 +110,7 @@ def _read_lines(path: Path) -> list[tuple[str, Outcome]]:
             values = json.loads(line)
             key = values.pop("key")
             if isinstance(key, str) and values.keys() == _FIELDS:
-                found.append((key, Outcome(**values)))
+                found.append((key, Outcome(**{**values, "answers": tuple(values["answers"])})))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             continue
     return found
@@ -109,31 +118,27 @@ def _read_lines(path: Path) -> list[tuple[str, Outcome]]:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a variant: scores of its groups by length, and those of modes on the same questions.
+    """What is known of a variant: scores of its groups by length, and what modes gain over a selection."""
 
-    Values are those of `m3cli.tasks.evaluate.results` in plain form.
-    """
-
-    groups: dict[str, dict[str, Any]]
-    modes: dict[str, dict[str, Any]]
+    scores: dict[str, dict[int, Score]]
+    gains: dict[str, Difference]
 
 
 def remember(
-    state_dir: Path, variant: Variant, groups: Sequence[GroupResult], modes: dict[Mode, Score]
+    state_dir: Path, variant: Variant, groups: Sequence[GroupResult], gains: dict[str, Difference]
 ) -> None:
-    """Keep results; those of other groups and modes stay. Raises MachineError."""
+    """Keep results, beside those of other groups, lengths and modes. Raises MachineError.
+
+    Of a length that was measured before, the score of more questions stays.
+    """
     path = variant.file(state_dir, "json")
-    known = recall(state_dir, variant) or Known({}, {})
+    known = recall(state_dir, variant)
     for result in groups:
-        known.groups[result.group] = {
-            "relative": asdict(result.relative),
-            "absolute": asdict(result.absolute),
-            "longest": max(result.scores),
-            "scores": {str(length): asdict(score) for length, score in result.scores.items()},
-        }
-    if len(modes) > 1:  # a score says something beside those of others, on the same questions
-        known.modes.clear()
-        known.modes.update({mode: asdict(score) for mode, score in modes.items()})
+        scores = known.scores.setdefault(result.group, {})
+        for length, score in result.scores.items():
+            if length not in scores or score.count >= scores[length].count:
+                scores[length] = score
+    known.gains.update(gains)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,17 +146,31 @@ def remember(
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise MachineError(
-            f"The results cannot be kept in {path}: {error.strerror}.",
-            "Make room, or name another directory with M3_CACHE_DIR.",
-        ) from error
+        raise _not_kept(path, error) from error
 
 
-def recall(state_dir: Path, variant: Variant) -> Known | None:
-    """What is known; None if nothing is, or the file is damaged."""
+def recall(state_dir: Path, variant: Variant) -> Known:
+    """What is known; nothing if the file is damaged."""
     try:
         values = json.loads(variant.file(state_dir, "json").read_bytes())
-        known = Known(values["groups"], values["modes"])
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return None
-    return known if isinstance(known.groups, dict) and isinstance(known.modes, dict) else None
+        return Known(
+            {
+                str(group): {int(length): Score(**score) for length, score in _by_length(scores)}
+                for group, scores in values["scores"].items()
+            },
+            {str(mode): Difference(**gain) for mode, gain in values["gains"].items()},
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return Known({}, {})
+
+
+def _by_length(scores: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The scores of a group, by rising length."""
+    return sorted(scores.items(), key=lambda item: int(item[0]))
+
+
+def _not_kept(path: Path, error: OSError) -> MachineError:
+    return MachineError(
+        f"The results cannot be kept in {path}: {error.strerror}.",
+        "Make room, or name another directory with M3_CACHE_DIR.",
+    )

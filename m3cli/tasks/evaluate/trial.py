@@ -52,7 +52,8 @@ class Question:
 
 def _has_words(reply: str, answer: str) -> bool:
     """Whether `answer` is in `reply` and is not the middle of a longer word, number or name."""
-    pattern = rf"(?<!\w)(?<!\d\.)(?<!\w-){re.escape(answer)}(?!\w|[.-]\w)"
+    signed = r"(?<![-+])(?<!\d,)" if answer[:1].isdigit() else ""
+    pattern = rf"(?<!\w)(?<!\d\.)(?<!\w-){signed}{re.escape(answer)}(?!\w|[.-]\w|,\d)"
     return re.search(pattern, reply, re.IGNORECASE) is not None
 
 

@@ -17,7 +17,7 @@ SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=300)
 
 def outcomes(scores: dict[int, list[float]], depth: float | None = 0.5) -> tuple[Outcome, ...]:
     return tuple(
-        Outcome("niah_single_1", "retrieval", "whole", length, f"{i}", depth, score, "", 10, 0, 1, 0.1)
+        Outcome("niah_single_1", "retrieval", "whole", length, f"{i}", "?", ("x",), depth, score, "", 10, 0, 1, 0.1)
         for length, values in scores.items()
         for i, score in enumerate(values)
     )
