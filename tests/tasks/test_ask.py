@@ -165,7 +165,22 @@ def measured(state_dir: Path, *, good: int, longest: int) -> None:
         config = ContextRequest(None, model.ref).run.engine_config(model.header, model.shape, 0)
         variant = variant_of(model_digest(model.header), model.shape, config)
     outcomes = tuple(
-        Outcome("code_file", "code", "whole", length, str(i), "?", ("x",), 0.5, float(length <= good), "", 1, 0, 1, 0.0)
+        Outcome(
+            "code_file",
+            "code",
+            "whole",
+            length,
+            str(i),
+            "?",
+            ("x",),
+            0.5,
+            float(length <= good),
+            "",
+            1,
+            0,
+            1,
+            0.0,
+        )
         for length in (512, good, longest)
         for i in range(50)
     )
@@ -205,7 +220,7 @@ def test_a_length_that_was_never_measured_is_told(
     monkeypatch.setattr(context_module, "RECAP_FROM", 2000)
     state = tmp_path_factory.mktemp("state")
     long_tree(tree)
-    for told in ("was not measured: of", "1,024 tokens of context well; with"):
+    for told in ("is not known: of", "1,024 tokens of context well; with"):
         events, _ = run(request(tree, "retry", state_dir=state), "x")
         assert events[0].pack.strategy == "whole"  # type: ignore[union-attr]
         assert any(told in event.text for event in events if isinstance(event, Notice))

@@ -27,7 +27,7 @@ class Outcome:
     """How one question was answered. `score` is from 0 to 1, `seconds` are those of prefill and decoding.
 
     `question` is its id and `text` what was asked. `length` is that of the trial; `prompt_tokens` went to the
-    model, all prompts together where there are several, and `restored_tokens` of them did not have to be computed.
+    model, all prompts together where there are several, and `restored_tokens` of them were not computed.
     """
 
     task: str

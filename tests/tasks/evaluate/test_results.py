@@ -17,7 +17,22 @@ SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=300)
 
 def outcomes(scores: dict[int, list[float]], depth: float | None = 0.5) -> tuple[Outcome, ...]:
     return tuple(
-        Outcome("niah_single_1", "retrieval", "whole", length, f"{i}", "?", ("x",), depth, score, "", 10, 0, 1, 0.1)
+        Outcome(
+            "niah_single_1",
+            "retrieval",
+            "whole",
+            length,
+            f"{i}",
+            "?",
+            ("x",),
+            depth,
+            score,
+            "",
+            10,
+            0,
+            1,
+            0.1,
+        )
         for length, values in scores.items()
         for i, score in enumerate(values)
     )
@@ -85,6 +100,20 @@ def test_lengths_are_compared_on_the_same_tasks() -> None:
     assert run.tasks()["cwe"][1024].mean == 0.0
 
 
+def test_a_length_that_was_not_finished_does_not_count() -> None:
+    """The questions of a run come depth by depth: those of a part say nothing of the whole."""
+    run = replace(run_of({512: [1.0] * 40, 1024: [1.0] * 40}), partial=1024)
+    (result,) = run.groups()
+    assert list(result.scores) == [512]
+
+
+@pytest.mark.parametrize("count", range(1, 201))
+def test_all_or_nothing_reaches_the_end_of_the_interval(count: int) -> None:
+    """Also after rounding: all right may mean always right."""
+    assert Score.of([1.0] * count).high == 1.0
+    assert Score.of([0.0] * count).low == 0.0
+
+
 def test_cells_are_rows_of_depths() -> None:
     """A depth of 1 is in the last row, and questions without a depth are in none."""
     run = Run("f16", "f16", "full", "whole", (*outcomes({512: [1.0]}, 0.0), *outcomes({512: [0.0]}, 1.0)))
@@ -107,6 +136,10 @@ def test_cells_are_rows_of_depths() -> None:
         ("fetch", "`fetch()` does", 1),
         ("UTF-8", "It is utf-8", 1),
         ("a+b", "The value a+b is", 1),
+        ("10", "It is -10.", 0),
+        ("234", "1,234", 0),
+        ("10", "10,000", 0),
+        ("10", "10, or so", 1),
     ],
 )
 def test_words_are_found_as_words(answer: str, reply: str, score: float) -> None:

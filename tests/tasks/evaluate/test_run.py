@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from dataclasses import replace
@@ -15,10 +16,10 @@ from m3cli.engine.fake import FakeEngine
 from m3cli.errors import DoesNotFitError, UsageError
 from m3cli.model.catalog import resolve
 from m3cli.model.vocabulary import LETTERS
-from m3cli.tasks.context import ContextRequest
+from m3cli.tasks.context import QUOTE_FIRST, ContextRequest
 from m3cli.tasks.evaluate.results import Evaluation
-from m3cli.tasks.evaluate.run import Asked, EvalRequest, Evaluator
-from tests.gguf_files import NORMAL, write_vocabulary
+from m3cli.tasks.evaluate.run import LEARNED, Asked, EvalRequest, Evaluator
+from tests.gguf_files import NORMAL, USER_DEFINED, write_vocabulary
 from tests.tasks.evaluate.oracle import oracle
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from m3cli.engine.events import Engine, Event, Request
 
 TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>\\n{{ message.content }}\\n{% endfor %}"
-    "{% if add_generation_prompt %}<ai>\\n{% endif %}"
+    "{% for message in messages %}<{{ message.role }}>\n{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<ai>\n{% endif %}"
 )
 
 
@@ -110,9 +111,10 @@ def test_who_sees_only_the_ends_has_a_hole_in_the_middle(model: Path, tmp_path: 
     request = wanted(model, tmp_path, tasks=("niah_single_2",), lengths=(8192, 16384), samples=3, depths=8)
     result, _, _ = evaluated(request, sees_the_ends)
     cells = result.runs[0].cells(8)
-    assert len(cells) == 16
-    for (_, row), score in cells.items():
-        assert score.mean == (1.0 if row in (0, 1, 6, 7) else 0.0), row
+    assert {length for length, _ in cells} == {4096, 8192, 16384}
+    for (length, row), score in cells.items():
+        if length > 4096:  # in shorter ones, the instructions take much of the quarters
+            assert score.mean == (1.0 if row in (0, 1, 6, 7) else 0.0), (length, row)
 
 
 def test_a_repeated_run_asks_nothing_again(model: Path, tmp_path: Path) -> None:
@@ -210,12 +212,17 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def code_oracle(request: Request) -> str:
-    """Answers where a constant's value is asked for, from the line that sets it."""
+    """The value of a constant that is asked for, from the line that sets it; for a sweep, that line."""
     text = text_of(request.tokens)
+    if request.schema:
+        name = re.findall(r"`(LIMIT_\w+)`", text)[-1]
+        files = re.findall(rf'<file path="([^"]+)">\n(?:\d+: .*\n)*?(\d+): {name} = ', text)
+        return json.dumps({"passages": [{"path": p, "first": int(n), "last": int(n)} for p, n in files]})
     question = re.findall(r"value of the constant `(\w+)` in", text)
     if not question:
         return "no idea"
-    return "; ".join(re.findall(rf"\d+: {question[-1]} = (\S+)", text)) + " (settings.py:1-2)"
+    value = "; ".join(re.findall(rf"\d+: {question[-1]} = (\S+)", text)) + " (settings.py:1-2)"
+    return f"1: LIMIT = 5 Answer: {value}" if QUOTE_FIRST in text else value
 
 
 @pytest.fixture
@@ -238,22 +245,114 @@ def test_modes_are_measured_on_the_same_questions(model: Path, tmp_path: Path, t
     request = wanted(
         model,
         tmp_path / "state",
-        tasks=("code_constant", "niah_multikey_1"),
+        tasks=("code_constant",),
         lengths=(4096,),
         samples=2,
-        modes=("whole", "recap", "quote", "end", "select"),
+        modes=("recap", "quote", "end", "select", "sweep"),
     )
     result, engine, _ = evaluated(about(tree, request), code_oracle)
     asked = {run.mode: [o for o in run.outcomes if o.task == "code_constant"] for run in result.runs}
+    assert list(asked) == ["whole", "recap", "quote", "end", "select", "sweep"]
     assert len(asked["whole"]) == 8
     for mode, outcomes in asked.items():
         assert [o.question for o in outcomes] == [o.question for o in asked["whole"]]
-        assert sum(o.score for o in outcomes) / 8 == (1.0 if mode != "select" else pytest.approx(1, abs=0.3))
+        assert {o.score for o in outcomes} == {1.0}, mode
     tokens = {mode: sum(o.prompt_tokens for o in outcomes) for mode, outcomes in asked.items()}
-    assert tokens["select"] < tokens["whole"] < tokens["recap"]
-    assert {o.mode for run in result.runs for o in run.outcomes if o.task.startswith("niah")} == {"whole"}
-    prefixes = {tuple(r.tokens[: r.prefix]) for r in engine.requests if r.save}
+    assert tokens["select"] < tokens["whole"] < min(tokens["recap"], tokens["quote"], tokens["sweep"])
+    prefixes = {tuple(r.tokens[: r.prefix]) for r in engine.requests if r.save and not r.schema}
     assert len(prefixes) == 1  # whole, recap and quote share the haystack, down to the token
+    windows = [r for r in engine.requests if r.schema]
+    assert (
+        len({tuple(r.tokens[: r.prefix]) for r in windows}) == len(windows) / 8
+    )  # the same for all questions
+
+
+def test_a_quote_is_no_answer(model: Path, tmp_path: Path, tree: Path) -> None:
+    """Only what comes behind "Answer:" is scored in the mode that quotes first."""
+    request = wanted(
+        model, tmp_path / "state", tasks=("code_constant",), lengths=(4096,), samples=1, modes=("quote",)
+    )
+
+    def quotes_only(request: Request) -> str:
+        return code_oracle(request).replace("Answer:", "")
+
+    result, _, _ = evaluated(about(tree, request), quotes_only)
+    whole, quote = result.runs
+    assert {o.score for o in whole.outcomes} == {1.0}
+    assert {o.score for o in quote.outcomes} == {0.0}
+
+
+def test_a_mode_that_does_not_fit_is_left_out_with_the_reason(
+    model: Path, tmp_path: Path, tree: Path
+) -> None:
+    """At the end of the context there is no room for a recap; the questions of the others are all there."""
+    request = wanted(
+        model, tmp_path / "state", tasks=("code_constant",), lengths=(4096,), samples=1, modes=("recap",)
+    )
+    context = replace(request.context, ctx=4096)
+    result, _, _ = evaluated(about(tree, replace(request, context=context)), code_oracle)
+    whole, recap = result.runs
+    assert whole.outcomes
+    assert not recap.outcomes
+    assert [skip.reason for skip in result.skipped if skip.reason.startswith("recap: ")]
+
+
+def test_modes_are_for_tasks_about_a_corpus(model: Path, tmp_path: Path) -> None:
+    """A text of RULER's can only be shown whole."""
+    with pytest.raises(UsageError, match="niah_single_1"):
+        evaluated(wanted(model, tmp_path, tasks=("niah_single_1",), modes=("select",)), guesses)
+
+
+def test_long_lengths_alone_have_a_short_one_to_be_held_against(model: Path, tmp_path: Path) -> None:
+    """What a model scores at a short context is measured beside the long ones."""
+    result, _, _ = evaluated(wanted(model, tmp_path, lengths=(8192,), samples=1), sees_all)
+    assert result.lengths == (4096, 8192)
+
+
+def test_results_of_finished_lengths_are_remembered_however_a_run_ends(model: Path, tmp_path: Path) -> None:
+    """A crash at the second length leaves what the first has shown to m3 ask."""
+    answered = 0
+
+    def dies(request: Request) -> str:
+        nonlocal answered
+        answered += 1
+        if answered > 40:
+            raise RuntimeError("killed")
+        return sees_all(request)
+
+    with pytest.raises(RuntimeError):
+        evaluated(wanted(model, tmp_path, samples=8), dies)
+    (file,) = tmp_path.rglob("f16-f16-full.json")
+    assert list(json.loads(file.read_text())["scores"]["retrieval"]) == ["2048"]
+
+
+def test_reasoning_that_a_template_begins_is_ended(tmp_path: Path) -> None:
+    """A model that would reason for longer than a reply may be is made to answer at once."""
+    path = tmp_path / "reasons.gguf"
+    tokens = [*LETTERS, "th", "<think>", "</think>"]
+    types = [NORMAL] * 257 + [USER_DEFINED] * 2
+    fields = {
+        "tokenizer.chat_template": TEMPLATE.replace("<ai>\n", "<ai>\n<think>\n"),
+        "llama.context_length": 8192,
+    }
+    write_vocabulary(path, "minimax-m2", tokens, types, ["t h"], **fields)
+    prompts: list[list[int]] = []
+
+    def answers(request: Request) -> str:
+        prompts.append(list(request.tokens))
+        return "no idea"
+
+    evaluated(wanted(path, tmp_path, samples=1, lengths=(2048,)), answers)
+    assert prompts
+    assert all(prompt.count(257) == prompt.count(258) == 1 for prompt in prompts)
+
+
+def test_what_a_model_may_have_learned_is_told(model: Path, tmp_path: Path) -> None:
+    """Questions about Python's library are not only about the text."""
+    result, _, _ = evaluated(
+        wanted(model, tmp_path, tasks=("code_file",), lengths=(8192,), samples=1), guesses
+    )
+    assert LEARNED in result.warnings
 
 
 def test_haystacks_of_code_are_shared_and_nested(model: Path, tmp_path: Path, tree: Path) -> None:
