@@ -14,17 +14,15 @@ from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefille
 from m3cli.engine.fake import FakeEngine
 from m3cli.errors import CorpusError, DoesNotFitError, OutOfMemoryError, UsageError
 from m3cli.model.catalog import resolve
-from m3cli.model.digest import model_digest
 from m3cli.model.vocabulary import LETTERS
 from m3cli.report.ask_json import ask_object, ask_schema
 from m3cli.tasks import context as context_module
 from m3cli.tasks.ask import UNCITED, Answer, AskEvent, AskRequest, Text, ask
 from m3cli.tasks.context import QUOTE_FIRST, ContextRequest, Packed
-from m3cli.tasks.evaluate.effective import variant_of
-from m3cli.tasks.evaluate.results import Outcome, Run
-from m3cli.tasks.evaluate.store import remember
+from m3cli.tasks.evaluate.difference import Difference
 from m3cli.tasks.model import open_model
 from tests.gguf_files import NORMAL, USER_DEFINED, write_vocabulary
+from tests.tasks.measured import long_tree, measured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,42 +157,6 @@ def test_an_empty_tree_is_an_error(tmp_path: Path) -> None:
         run(request(tmp_path), "x")
 
 
-def measured(state_dir: Path, *, good: int, longest: int) -> None:
-    """Have it on record that the demo model uses `good` tokens well, of `longest` that were tried."""
-    with open_model(resolve(None, {})) as model:
-        config = ContextRequest(None, model.ref).run.engine_config(model.header, model.shape, 0)
-        variant = variant_of(model_digest(model.header), model.shape, config)
-    outcomes = tuple(
-        Outcome(
-            "code_file",
-            "code",
-            "whole",
-            length,
-            str(i),
-            "?",
-            ("x",),
-            0.5,
-            float(length <= good),
-            "",
-            1,
-            0,
-            1,
-            0.0,
-        )
-        for length in (512, good, longest)
-        for i in range(50)
-    )
-    remember(state_dir, variant, Run("f16", "f16", "full", "whole", outcomes).groups(), {})
-
-
-def long_tree(tree: Path) -> Path:
-    """With some 5,000 tokens."""
-    for number in range(12):
-        lines = "".join(f"value_{number}_{i} = {i}\n" for i in range(30))
-        (tree / f"file_{number}.py").write_text(lines)
-    return tree
-
-
 def test_no_more_is_packed_whole_than_the_model_uses_well(
     tree: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -211,6 +173,20 @@ def test_no_more_is_packed_whole_than_the_model_uses_well(
     assert any("1,024 tokens of context well" in e.text for e in events if isinstance(e, Notice))
     whole, _ = run(request(tree, "retry", state_dir=state, strategy="whole"), "x")
     assert whole[0].pack.strategy == "whole"  # type: ignore[union-attr]
+
+
+def test_a_corpus_is_swept_where_that_was_found_better(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Where windows beat excerpts on this model, a corpus past the effective context is read in windows."""
+    state = tmp_path_factory.mktemp("state")
+    long_tree(tree)
+    measured(state, good=1024, longest=4096, gains={"sweep": Difference(0.2, 0.1, 0.3, 100)})
+    events, engine = run(request(tree, "retry", state_dir=state), '{"passages": []}')
+    assert len(engine.requests) >= 2
+    assert engine.requests[0].schema
+    assert any("from all of a corpus, read in windows" in e.text for e in events if isinstance(e, Notice))
+    assert isinstance(events[-1], Answer)
 
 
 def test_a_length_that_was_never_measured_is_told(

@@ -17,6 +17,7 @@ from m3cli.report.chat_console import ChatConsole
 from m3cli.tasks.ask import Answer
 from m3cli.tasks.chat import FORGOTTEN, Chat
 from m3cli.tasks.context import ContextRequest
+from tests.tasks.measured import long_tree, measured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +128,20 @@ def test_a_corpus_that_does_not_fit_is_selected_from(tree: Path) -> None:
             assert conversation.packed is not None
             assert f"{name}.py" in conversation.packed.pack.paths
     assert [request.prefix for request in engines.requests] == [0, 0]
+
+
+def test_no_question_reads_more_than_the_model_uses_well(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The effective context holds for the second question as for the first, and is told once."""
+    state = tmp_path_factory.mktemp("state")
+    long_tree(tree)
+    measured(state, good=1024, longest=4096)
+    engines = Engines()
+    with chat(tree, engines, state_dir=state) as conversation:
+        told = [answers(conversation, question)[1] for question in ("value_1_7", "value_2_7")]
+    assert [any("1,024 tokens of context well" in note for note in notes) for notes in told] == [True, False]
+    assert all(len(request.tokens) <= 1024 for request in engines.requests)
 
 
 def test_files_can_be_read_again(tree: Path) -> None:
