@@ -63,9 +63,18 @@ _QUERIES = {
         (class_definition name: (_) @name) @type
         (module (assignment left: (identifier) @constant right: (_) @value))
         (class_definition body: (block (assignment left: (identifier) @constant right: (_) @value)))
-        (assignment left: (identifier) @constant)
-        (assignment left: (pattern_list (identifier) @constant))
+        (assignment left: [(identifier) @constant (pattern_list (identifier) @constant)])
+        (for_statement left: [(identifier) @constant (pattern_list (identifier) @constant)])
+        [(tuple_pattern (identifier) @constant) (list_pattern (identifier) @constant)
+         (pattern_list (list_splat_pattern (identifier) @constant))
+         (tuple_pattern (list_splat_pattern (identifier) @constant))
+         (list_pattern (list_splat_pattern (identifier) @constant))]
+        (as_pattern_target [(identifier) @constant (tuple (identifier) @constant)])
         (augmented_assignment left: (identifier) @constant)
+        (named_expression name: (identifier) @constant)
+        (aliased_import alias: (identifier) @constant)
+        (delete_statement [(identifier) @constant (expression_list (identifier) @constant)
+          (tuple (identifier) @constant) (parenthesized_expression (identifier) @constant)])
         (global_statement (identifier) @global)
         (call function: [(identifier) @callee (attribute attribute: (identifier) @callee)])
         (decorator [(identifier) @callee (attribute attribute: (identifier) @callee)])""",
@@ -241,9 +250,7 @@ class _Reader:
         found: Rows = []
         children = [c for c in parameters.named_children if c.type not in _NAMELESS and not c.is_extra]
         for number, child in enumerate(children):
-            default = next(
-                filter(None, map(child.child_by_field_name, ("value", "default_value", "right"))), None
-            )
+            default = _field(child, _DEFAULTS)
             literal = self._literal(default) if default is not None else ""
             for node in child.children_by_field_name("name") or [child]:
                 name = _innermost(node)
@@ -278,7 +285,7 @@ class _Reader:
         return "", False
 
     def _literal(self, node: Node) -> str:
-        """The text of a number or a string; empty if it is neither, or easily guessed."""
+        """The text of a number or a string; empty if it is neither, easily guessed, or has `_` in digits."""
         if node.end_byte - node.start_byte > _LONGEST:
             return ""
         text = self._text(node).strip()
@@ -287,7 +294,7 @@ class _Reader:
         elif node.type == "preproc_arg":
             text = re.sub(r"""(?<=["'])\s*(?://|/\*)[^"']*$""", "", text)
         if _NUMBER.fullmatch(text):
-            return "" if _GUESSED.fullmatch(text) else text
+            return "" if _GUESSED.fullmatch(text) or "_" in text else text
         string = _STRING.fullmatch(text)
         if string is None or (string[1] == "`" and "$" in string[2]):
             return ""

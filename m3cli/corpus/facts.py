@@ -41,7 +41,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A name outside of functions that is given a value; `value` is the literal's text, if it is one."""
+    """A name outside of functions that is bound, or unbound; `value` is the literal's text, if it is one."""
 
     name: str
     owner: str
@@ -74,8 +74,8 @@ class Call:
 class Facts:
     """All that is known of a file, each in the order of the text.
 
-    The literals leave out what is easily guessed: 0, 1, an empty string, and what has escapes. Strings are
-    without their quotes.
+    The literals leave out what is easily guessed: 0, 1, an empty string, and what has escapes, or digits
+    that `_` groups. Strings are without their quotes.
     """
 
     functions: tuple[Function, ...]

@@ -89,18 +89,26 @@ class Tree(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        for target in node.targets:
-            self._constant(target, node.value if len(node.targets) == 1 else None)
+        if len(node.targets) == 1:
+            self._value(node.targets[0], node.value)
         self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
-            self._constant(node.target, node.value)
+            self._value(node.target, node.value)
         self.generic_visit(node)
 
-    def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        self._constant(node.target, None)
-        self.generic_visit(node)
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Store | ast.Del):
+            self._constant(node.id, node.lineno)
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        for part in (node.iter, *node.ifs):  # its targets are names of its own
+            self.visit(part)
+
+    def visit_alias(self, node: ast.alias) -> None:
+        if node.asname:
+            self._constant(node.asname, node.end_lineno or node.lineno)
 
     def _body(self, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for statement in node.body:
@@ -116,13 +124,13 @@ class Tree(ast.NodeVisitor):
         if name is not None:
             self.calls[getattr(callee, name), self._row] += 1
 
-    def _constant(self, target: ast.expr, value: ast.expr | None) -> None:
-        if self._row >= 0 or not isinstance(target, ast.Name):
-            return
-        found = target.id, ".".join(self._classes), target.lineno - 1
-        self.constants.append(found)
-        if value is not None:
-            self.values[found] = value
+    def _constant(self, name: str, line: int) -> None:
+        if self._row < 0:
+            self.constants.append((name, ".".join(self._classes), line - 1))
+
+    def _value(self, target: ast.expr, value: ast.expr) -> None:
+        if self._row < 0 and isinstance(target, ast.Name):
+            self.values[target.id, ".".join(self._classes), target.lineno - 1] = value
 
 
 def agrees(literal: str, value: ast.expr | None, text: str) -> bool:
@@ -145,7 +153,7 @@ def agrees(literal: str, value: ast.expr | None, text: str) -> bool:
     simple = type(known) in (int, float, complex) and not isinstance(value, ast.BinOp)
     if simple and known in (0, 1, -1):
         return literal in ("", source)
-    if not simple or " " in source or source[:1] in ("~", "("):
+    if not simple or "_" in source or " " in source or source[:1] in ("~", "("):
         return not literal
     return literal == source
 
@@ -315,6 +323,45 @@ def test_a_name_that_is_set_twice_is_given_twice() -> None:
     text = "A = 22\nif A:\n    A = 33\nA += 1\ndef f():\n    global A\n    A = 44\n"
     found = [(constant.value, constant.row) for constant in facts_of("a.py", text).constants]
     assert found == [("22", 0), ("", 2), ("", 3), ("", 5)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("for A in x:\n    pass", "for i, (A, *b) in x:\n    pass", "for *A, b in x:\n    pass"),
+        *("with x as A:\n    pass", "with x as (A, b):\n    pass"),
+        *("(A, b) = 77, 88", "b, (c, [d, A]) = x", "[b, *A] = x", "print(A := 77)"),
+        *("import x as A", "from x import y as A", "del A", "del b, A", "del (b, A)"),
+    ],
+)
+def test_all_that_binds_a_name_of_python_is_given(line: str) -> None:
+    """Whoever asks for the value of a constant sees each other way to bind or unbind its name."""
+    constants = facts_of("a.py", f"A = 22\n{line}\n").constants
+    assert [(c.value, c.row) for c in constants if c.name == "A"] == [("22", 0), ("", 1)]
+
+
+@pytest.mark.parametrize("line", ["[A for A in x]", "{A: b for A, b in x}", "def f(*A): pass", "x.A = 77"])
+def test_names_of_inner_scopes_are_not_given(line: str) -> None:
+    """Comprehensions, parameters and attributes leave the name of the module alone."""
+    found = [(c.value, c.row) for c in facts_of("a.py", f"A = 22\n{line}\n").constants if c.name == "A"]
+    assert found == [("22", 0)]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("a.py", "A = 1_000\ndef f(b=1_000): pass\n"),
+        ("a.rs", "const A: u32 = 1_000;\n"),
+        ("A.java", "class K { static final int A = 1_000; }\n"),
+    ],
+)
+def test_numbers_with_grouped_digits_are_no_literals(path: str, text: str) -> None:
+    """Who answers 1000 is right, too, so such a value is not given."""
+    facts = facts_of(path, text)
+    assert [c.value for c in facts.constants] == [""]
+    assert not any(p.default for f in facts.functions for p in f.parameters)
+    plain = facts_of(path, text.replace("1_000", "1000"))
+    assert [c.value for c in plain.constants] == ["1000"]
 
 
 def test_what_stands_before_a_callee_is_told() -> None:

@@ -7,21 +7,22 @@ no answer is in its question, none has a second one in the haystack, and what is
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import partial
 from hashlib import blake2b
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from m3cli.tasks.context import INSTRUCTIONS
-from m3cli.tasks.evaluate.code_haystack import CodeFile, CodeHaystack, code_corpus
+from m3cli.tasks.evaluate.code_haystack import code_corpus, qualified
 from m3cli.tasks.evaluate.trial import Group, Question, TooShortError, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from m3cli.corpus.facts import Call, Constant, Function
+    from m3cli.tasks.evaluate.code_haystack import CodeFile, CodeHaystack, Known
     from m3cli.tasks.evaluate.trial import Material, Measure, Scope
 
 MAX_TOKENS = 48
@@ -29,9 +30,18 @@ _SHORTEST, _LONGEST = 2, 40  # characters of an answer
 _LONGEST_PATH = 80
 _MOST_PARAMETERS = 6
 _CAPITALS = re.compile(r"\b_*[A-Z][A-Z0-9_]+\b")
-# Strings of one line and what follows a mark of a comment; what it takes too much is only not asked.
-_REMARK = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|(?:#|//|/\*).*")
+# Strings and comments; the strings are there so that no mark of a comment is found in one.
+_STRING = r"""\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'"""
+_REMARK_OF_PYTHON = re.compile(rf"{_STRING}|#.*")
+_REMARK = re.compile(rf"{_STRING}|`[^`\n]*`|//.*|/\*[\s\S]*?\*/")
 _THEMSELVES = frozenset(("self", "cls", "this", "Self"))
+# Defaults that the name of a parameter, as of an encoding, leads to.
+_USUAL = frozenset(
+    (
+        *("utf-8", "utf8", "utf-8-sig", "ascii", "latin-1"),
+        *("strict", "replace", "ignore", "rb", "wb", "none"),
+    )
+)
 _SHORTEST_STEM = 3  # a file's stem of fewer characters gives nothing away
 
 _DEFAULT = (
@@ -72,90 +82,16 @@ class _Candidate:
     shown: tuple[tuple[str, int], ...]
 
 
-class _Known:
-    """What is defined and called in a haystack."""
-
-    def __init__(self, haystack: CodeHaystack) -> None:
-        self.loose = haystack.loose_names
-        self.functions: list[tuple[CodeFile, int, Function]] = []
-        self.constants: list[tuple[CodeFile, int, Constant]] = []
-        self.types: list[tuple[CodeFile, str, int]] = []
-        self.calls: dict[str, list[tuple[CodeFile, Call]]] = defaultdict(list)
-        self.files = haystack.files
-        for file, rows in haystack.files:
-            if file.facts is None:
-                continue
-            self.functions += ((file, rows, f) for f in file.facts.functions if f.row < rows)
-            self.constants += ((file, rows, c) for c in file.facts.constants if c.row < rows)
-            self.types += ((file, t.name, t.row) for t in file.facts.types if t.row < rows)
-            for call in file.facts.calls:
-                if call.row < rows:
-                    self.calls[call.name].append((file, call))
-
-    @cached_property
-    def names(self) -> Counter[str]:
-        """How often each name is defined, whatever it is in."""
-        return Counter(
-            [
-                *(function.name for _, _, function in self.functions),
-                *(constant.name for _, _, constant in self.constants),
-                *(name for _, name, _ in self.types),
-            ]
-        )
-
-    @cached_property
-    def calls_in_text(self) -> Counter[str]:
-        """How often each name stands before a bracket, in the whole of all files."""
-        found: Counter[str] = Counter()
-        for file, _ in self.files:
-            found.update(file.calls_in_text)
-        return found
-
-    @cached_property
-    def qualified(self) -> Counter[tuple[str, str]]:
-        """How often each name is defined in the same file and type."""
-        return Counter(
-            [
-                *((file.path, _qualified(function)) for file, _, function in self.functions),
-                *((file.path, _qualified(constant)) for file, _, constant in self.constants),
-            ]
-        )
-
-    @cached_property
-    def constants_of(self) -> dict[tuple[str, str], Constant]:
-        """The constants by file and qualified name that are defined once."""
-        found = {(file.path, _qualified(constant)): constant for file, _, constant in self.constants}
-        return {key: constant for key, constant in found.items() if self.qualified[key] == 1}
-
-    @cached_property
-    def constant_of(self) -> dict[str, tuple[CodeFile, Constant]]:
-        """Those by name that are defined nowhere else in the haystack."""
-        return {
-            constant.name: (file, constant)
-            for file, _, constant in self.constants
-            if self.names[constant.name] == 1 and not constant.owner and constant.name not in self.loose
-        }
-
-    def clear_functions(self) -> Iterator[tuple[CodeFile, int, Function]]:
-        """Functions that their file and name tell from all others."""
-        for file, rows, function in self.functions:
-            clear = function.name and not function.nested
-            if clear and self.qualified[file.path, _qualified(function)] == 1:
-                yield file, rows, function
-
-
-_known = lru_cache(maxsize=16)(_Known)
-
-
-def _defaults(known: _Known) -> Iterator[_Candidate]:
+def _defaults(known: Known) -> Iterator[_Candidate]:
     for file, rows, function in known.clear_functions():
         for parameter in function.parameters:
-            if parameter.default and parameter.name and parameter.row < rows:
+            is_asked = parameter.default and parameter.default.casefold() not in _USUAL
+            if is_asked and parameter.name and parameter.row < rows:
                 text = _DEFAULT.format(parameter=parameter.name, symbol=_symbol(function), path=file.path)
                 yield _Candidate(text, (parameter.default,), file, ((parameter.default, parameter.row),))
 
 
-def _files(known: _Known) -> Iterator[_Candidate]:
+def _files(known: Known) -> Iterator[_Candidate]:
     defined = [(file, f"type `{name}`", name, row) for file, name, row in known.types]
     for file, _, function in known.functions:
         if function.name and not (function.nested or function.owner):
@@ -175,15 +111,15 @@ def _files(known: _Known) -> Iterator[_Candidate]:
             yield _Candidate(_FILE.format(symbol=symbol), (file.path,), file, ((name, row),))
 
 
-def _constants(known: _Known) -> Iterator[_Candidate]:
+def _constants(known: Known) -> Iterator[_Candidate]:
     for file, _, constant in known.constants:
-        name = _qualified(constant)
+        name = qualified(constant)
         if constant.value and known.qualified[file.path, name] == 1:
             text = _CONSTANT.format(name=name, path=file.path)
             yield _Candidate(text, (constant.value,), file, ((constant.value, constant.row),))
 
 
-def _callers(known: _Known) -> Iterator[_Candidate]:
+def _callers(known: Known) -> Iterator[_Candidate]:
     for file, _, function in known.clear_functions():
         name = function.name
         calls = known.calls.get(name, ())
@@ -200,8 +136,8 @@ def _callers(known: _Known) -> Iterator[_Candidate]:
         if call.function < 0:
             continue
         caller = place.functions[call.function]
-        # Any method with a name like `__init__` would be a fair guess.
-        if not caller.name or caller.nested or caller.name.startswith("__"):
+        # Names like `__init__` and `main` would be a fair guess.
+        if not caller.name or caller.nested or caller.name.startswith("__") or caller.name == "main":
             continue
         if _is_meant(call, caller, place, function, file):
             text = _CALLER.format(symbol=_symbol(function), path=file.path)
@@ -213,22 +149,32 @@ def _is_meant(call: Call, caller: Function, place: CodeFile, function: Function,
     if function.owner:
         own = place is file and caller.owner == function.owner
         return own and (call.receiver in _THEMSELVES or call.receiver == function.owner)
-    stem = PurePosixPath(file.path).stem
     if place is file:
         return not call.receiver
-    imported = re.search(rf"\b{re.escape(stem)}\b", place.text) is not None
-    return imported and (not call.receiver or call.receiver.endswith(stem))
+    return _mentions(place, file) and (not call.receiver or call.receiver.endswith(_stem(file)))
 
 
-def _signatures(known: _Known) -> Iterator[_Candidate]:
+def _mentions(place: CodeFile, file: CodeFile) -> bool:
+    """Whether a file names another one, as it has to where it imports what is defined there."""
+    return re.search(rf"\b{re.escape(_stem(file))}\b", place.text) is not None
+
+
+def _stem(file: CodeFile) -> str:
+    return PurePosixPath(file.path).stem
+
+
+def _signatures(known: Known) -> Iterator[_Candidate]:
     for file, rows, function in known.clear_functions():
+        # Special methods of Python have the parameters that the language says.
+        if function.name.startswith("__") and function.name != "__init__":
+            continue
         shown = tuple((parameter.name, parameter.row) for parameter in function.parameters)
         if 2 <= len(shown) <= _MOST_PARAMETERS and all(name and row < rows for name, row in shown):
             text = _SIGNATURE.format(symbol=_symbol(function), path=file.path)
             yield _Candidate(text, tuple(name for name, _ in shown), file, shown)
 
 
-def _hops(known: _Known) -> Iterator[_Candidate]:
+def _hops(known: Known) -> Iterator[_Candidate]:
     for file, rows, function in known.clear_functions():
         if function.end >= rows:
             continue
@@ -236,7 +182,7 @@ def _hops(known: _Known) -> Iterator[_Candidate]:
         if function.returns:
             form, found = _HOP, _returned(known, file, function, body)
         else:
-            form, found = _HOP_BY_USE, _used(known, file, body)
+            form, found = _HOP_BY_USE, _used(known, file, function, body)
         if found is None or not found[1].value:
             continue
         place, constant = found
@@ -247,34 +193,50 @@ def _hops(known: _Known) -> Iterator[_Candidate]:
 
 
 def _returned(
-    known: _Known, file: CodeFile, function: Function, body: str
+    known: Known, file: CodeFile, function: Function, body: str
 ) -> tuple[CodeFile, Constant] | None:
-    """The constant that a function returns: the file's own, or the only one of its name in the haystack."""
+    """The constant that a function always returns: the file's own, or the only one of its name there is."""
     name = function.returns
     if len(re.findall(rf"\b{re.escape(name)}\b", body)) != 1:  # the function may set it, too
         return None
-    qualified = f"{function.owner}.{name}" if function.returns_own else name
-    constant = known.constants_of.get((file.path, qualified))
+    # A value at the end needs no such word in some languages; then there may be none at all.
+    returns = re.findall(r"\breturn\b([^;}\n]*)", _code(file, body))
+    if len(returns) > 1 or any(name not in what for what in returns):
+        return None
+    whole = f"{function.owner}.{name}" if function.returns_own else name
+    constant = known.constants_of.get((file.path, whole))
     if constant is not None:
         changes = rf"\b{re.escape(name)}\b[^=\n]*=(?!=)"
         is_set_once = not function.returns_own or len(re.findall(changes, file.text)) == 1
         return (file, constant) if is_set_once else None
     if function.returns_own or known.qualified[file.path, name]:
         return None
-    return known.constant_of.get(name)
+    found = known.constant_of.get(name)
+    return found if found is not None and _mentions(file, found[0]) else None
 
 
-def _used(known: _Known, file: CodeFile, body: str) -> tuple[CodeFile, Constant] | None:
+def _used(known: Known, file: CodeFile, function: Function, body: str) -> tuple[CodeFile, Constant] | None:
     """The constant of the file that a function uses, if no other name in it is in capitals."""
     names = set(_CAPITALS.findall(body))
     if len(names) != 1:
         return None
     (name,) = names
+    if {name, ""} & {parameter.name for parameter in function.parameters}:  # a pattern may hold any name
+        return None
     constant = known.constants_of.get((file.path, name))
-    code = _REMARK.sub("", body)
+    code = _code(file, body)
     is_used = re.search(rf"(?<!\.)\b{name}\b(?!\s*=[^=])", code) is not None
-    is_set = re.search(rf"\b{name}\b\s*(?:[-+*/|&^]|:[^=\n]*)?=(?!=)", code) is not None
+    is_set = (
+        re.search(rf"\b{name}\b\s*(?:[-+*/|&^]|:[^=\n]*)?=(?!=)|\b(?:for|as|lambda)\s+{name}\b", code)
+        is not None
+    )
     return (file, constant) if constant is not None and is_used and not is_set else None
+
+
+def _code(file: CodeFile, text: str) -> str:
+    """The text without strings and comments."""
+    remark = _REMARK_OF_PYTHON if file.path.endswith((".py", ".pyi")) else _REMARK
+    return remark.sub(" ", text)
 
 
 class CodeTask:
@@ -289,7 +251,7 @@ class CodeTask:
         scope: Scope,
         *,
         name: str,
-        find: Callable[[_Known], Iterator[_Candidate]],
+        find: Callable[[Known], Iterator[_Candidate]],
     ) -> None:
         self.name = name
         self._find = find
@@ -322,24 +284,30 @@ class CodeTask:
     def _questions(self, haystack: CodeHaystack, longest: int) -> tuple[Question, ...]:
         """So many of each row of depths as the scope says, or as there are; a hash chooses them.
 
-        So a longer haystack asks many of the same.
+        A longer haystack asks many of the same. No two have the same answer, but for paths, which nobody
+        guesses.
         """
         scope = self._scope
         rows: list[list[tuple[str, _Candidate]]] = [[] for _ in range(scope.depths)]
-        for candidate in self._find(_known(haystack)):
+        for candidate in self._find(haystack.known):
             depth = haystack.depth(candidate.file.place(candidate.shown[0][1]))
             key = blake2b(
                 f"{scope.seed} {self.name} {candidate.text}".encode("utf-8", "surrogatepass"), digest_size=8
             ).hexdigest()
             rows[min(int(depth * scope.depths), scope.depths - 1)].append((key, candidate))
         questions: list[Question] = []
+        answered: set[tuple[str, ...]] = set()
         for row in rows:
             asked = 0
             for key, candidate in sorted(row, key=lambda item: item[0]):
                 if asked == scope.samples:
                     break
+                is_path = candidate.answers == (candidate.file.path,)
+                if candidate.answers in answered and not is_path:  # one lucky guess is one answer
+                    continue
                 question = self._asked(key, candidate, haystack, longest)
                 if question is not None:
+                    answered.add(candidate.answers)
                     questions.append(question)
                     asked += 1
         return tuple(questions)
@@ -379,15 +347,11 @@ def _is_sound(question: Question, longest: int) -> bool:
     )
 
 
-def _qualified(what: Function | Constant) -> str:
-    return f"{what.owner}.{what.name}" if what.owner else what.name
-
-
 def _symbol(function: Function) -> str:
-    return f"{'method' if function.owner else 'function'} `{_qualified(function)}`"
+    return f"{'method' if function.owner else 'function'} `{qualified(function)}`"
 
 
-_FINDERS: dict[str, Callable[[_Known], Iterator[_Candidate]]] = {
+_FINDERS: dict[str, Callable[[Known], Iterator[_Candidate]]] = {
     "code_default": _defaults,
     "code_file": _files,
     "code_constant": _constants,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from m3cli.corpus.syntax import code_facts, is_available
 from m3cli.errors import MachineError
@@ -23,15 +24,19 @@ from m3cli.prompt.pack import pack_chunks
 from m3cli.tasks.evaluate.trial import TooShortError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from m3cli.corpus.facts import Facts, Function
+    from m3cli.corpus.facts import Call, Constant, Facts, Function
     from m3cli.corpus.types import Chunk
     from m3cli.tasks.evaluate.trial import Material, Measure
 
 _SHARE = 0.02  # of the room, that a haystack may leave
 # What may define, call or set something, where nothing is known of the language.
 _LOOSE = re.compile(r"([^\W\d]\w*)\s*[(=:{]")
+_DEFINED = re.compile(
+    r"\b(?:class|module|interface|trait|struct|enum|type|def|fn|func|fun|function|sub|object|protocol)"
+    r"\s+(?:self\.)?([^\W\d]\w*)"
+)
 _CALLED = re.compile(r"([^\W\d]\w*)\s*\(")
 _BLOCKS = 256  # blocks in which chunks are counted, before they double
 
@@ -72,7 +77,9 @@ class CodeFile:
     @cached_property
     def loose_names(self) -> frozenset[str]:
         """Names that this text may define, call or set, if its language is not known."""
-        return frozenset() if self.facts is not None else frozenset(_LOOSE.findall(self.text))
+        if self.facts is not None:
+            return frozenset()
+        return frozenset((*_LOOSE.findall(self.text), *_DEFINED.findall(self.text)))
 
     @cached_property
     def calls_in_text(self) -> Counter[str]:
@@ -93,6 +100,78 @@ class CodeFile:
         """Whole rows in the first `chunks` of all chunks of the corpus."""
         inside = min(max(chunks - self.first, 0), len(self.chunks))
         return self._rows[inside] if inside < len(self.chunks) else len(self.lines)
+
+
+class Known:
+    """What is defined and called in a haystack."""
+
+    def __init__(self, haystack: CodeHaystack) -> None:
+        self.loose = haystack.loose_names
+        self.functions: list[tuple[CodeFile, int, Function]] = []
+        self.constants: list[tuple[CodeFile, int, Constant]] = []
+        self.types: list[tuple[CodeFile, str, int]] = []
+        self.calls: dict[str, list[tuple[CodeFile, Call]]] = defaultdict(list)
+        self.files = haystack.files
+        for file, rows in haystack.files:
+            if file.facts is None:
+                continue
+            self.functions += ((file, rows, f) for f in file.facts.functions if f.row < rows)
+            self.constants += ((file, rows, c) for c in file.facts.constants if c.row < rows)
+            self.types += ((file, t.name, t.row) for t in file.facts.types if t.row < rows)
+            for call in file.facts.calls:
+                if call.row < rows:
+                    self.calls[call.name].append((file, call))
+
+    @cached_property
+    def names(self) -> Counter[str]:
+        """How often each name is defined, whatever it is in."""
+        return Counter(
+            [
+                *(function.name for _, _, function in self.functions),
+                *(constant.name for _, _, constant in self.constants),
+                *(name for _, name, _ in self.types),
+            ]
+        )
+
+    @cached_property
+    def calls_in_text(self) -> Counter[str]:
+        """How often each name stands before a bracket, in the whole of all files."""
+        found: Counter[str] = Counter()
+        for file, _ in self.files:
+            found.update(file.calls_in_text)
+        return found
+
+    @cached_property
+    def qualified(self) -> Counter[tuple[str, str]]:
+        """How often each name is defined in the same file and type."""
+        return Counter(
+            [
+                *((file.path, qualified(function)) for file, _, function in self.functions),
+                *((file.path, qualified(constant)) for file, _, constant in self.constants),
+            ]
+        )
+
+    @cached_property
+    def constants_of(self) -> dict[tuple[str, str], Constant]:
+        """The constants by file and qualified name that are defined once."""
+        found = {(file.path, qualified(constant)): constant for file, _, constant in self.constants}
+        return {key: constant for key, constant in found.items() if self.qualified[key] == 1}
+
+    @cached_property
+    def constant_of(self) -> dict[str, tuple[CodeFile, Constant]]:
+        """Those by name that are defined nowhere else in the haystack."""
+        return {
+            constant.name: (file, constant)
+            for file, _, constant in self.constants
+            if self.names[constant.name] == 1 and not constant.owner and constant.name not in self.loose
+        }
+
+    def clear_functions(self) -> Iterator[tuple[CodeFile, int, Function]]:
+        """Functions that their file and name tell from all others."""
+        for file, rows, function in self.functions:
+            clear = function.name and not function.nested
+            if clear and self.qualified[file.path, qualified(function)] == 1:
+                yield file, rows, function
 
 
 class CodeHaystack:
@@ -117,6 +196,11 @@ class CodeHaystack:
         return found
 
     @cached_property
+    def known(self) -> Known:
+        """What all tasks may ask of."""
+        return Known(self)
+
+    @cached_property
     def loose_names(self) -> frozenset[str]:
         """Names that files in other languages may define, call or set."""
         return frozenset().union(*(file.loose_names for file, _ in self.files))
@@ -138,8 +222,9 @@ class CodeCorpus:
                 "Questions about code need parsers that are not installed.",
                 "Install them: pip install 'm3cli[code]'.",
             )
+        self.material = material
         self.chunks = material.chunks
-        self._measure = measure
+        self.measure = measure
         self._parts = _parts_of(self.chunks)
         self._characters = [0, *accumulate(sum(map(len, parts)) for parts in self._parts)]
         self._starts = [0]  # chunks at which blocks of counted ones begin
@@ -176,7 +261,7 @@ class CodeCorpus:
             parts = [part for parts in self._parts[start : place.chunk] for part in parts]
             parts += self._header(place.chunk)
             parts.append(number_lines(_beginning(chunk, _first_lines(chunk.text, place.line))))
-            return self._before[block] + self._measure.count(parts)
+            return self._before[block] + self.measure.count(parts)
         known = self._characters
         inside = known[place.chunk + 1] - known[place.chunk]
         characters = known[place.chunk] - known[start] + inside * place.line / (chunk.text.count("\n") + 1)
@@ -197,16 +282,18 @@ class CodeCorpus:
             self._before.append(self._before[-1] + self._count(start, end))
 
     def _count(self, start: int, end: int) -> int:
-        return self._measure.count([part for parts in self._parts[start:end] for part in parts])
+        return self.measure.count([part for parts in self._parts[start:end] for part in parts])
 
     def _cut(self, room: int) -> CodeHaystack:
+        if room < 0:
+            raise TooShortError("a question and its answer take all of it")
         self._count_to(room)
         if self._before[-1] <= room:
             if not self.chunks or self._before[-1] < (1 - _SHARE) * room:
                 raise TooShortError(f"the corpus has only {self._before[-1]:,} tokens")
             return CodeHaystack(self, len(self.chunks), None, self._before[-1])
         # 1. blocks, and then chunks, that fit with a file's last line behind
-        footer = self._measure.count([_footer(self.chunks[0])])
+        footer = self.measure.count([_footer(self.chunks[0])])
         block = bisect_right(self._before, room - footer) - 1
         if block < 0:
             raise TooShortError("a question and its answer take all of it")
@@ -215,10 +302,10 @@ class CodeCorpus:
             whole, tokens = whole + 1, more
         # 2. of the next chunk what fits
         chunk = self.chunks[whole]
-        fixed = tokens + footer + self._measure.count(self._header(whole))
+        fixed = tokens + footer + self.measure.count(self._header(whole))
 
         def total(text: str) -> int:
-            return fixed + self._measure.count([number_lines(_beginning(chunk, text))])
+            return fixed + self.measure.count([number_lines(_beginning(chunk, text))])
 
         text = _longest_fit(chunk.text, total, room)
         if text:
@@ -229,16 +316,21 @@ class CodeCorpus:
         return CodeHaystack(self, whole, None, tokens + (0 if ends else footer))
 
 
-_latest: list[tuple[Material, Measure, CodeCorpus]] = []
+def qualified(what: Function | Constant) -> str:
+    """The name with the types that it is in."""
+    return f"{what.owner}.{what.name}" if what.owner else what.name
+
+
+_shared: WeakSet[CodeCorpus] = WeakSet()  # those that a task still has
 
 
 def code_corpus(material: Material, measure: Measure) -> CodeCorpus:
     """The corpus that all tasks of a run share. Raises MachineError without parsers."""
-    for known, by, corpus in _latest:
-        if known is material and by is measure:
+    for corpus in _shared:
+        if corpus.material is material and corpus.measure is measure:
             return corpus
     corpus = CodeCorpus(material, measure)
-    _latest[:] = [(material, measure, corpus)]
+    _shared.add(corpus)
     return corpus
 
 
