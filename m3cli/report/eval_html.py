@@ -22,13 +22,17 @@ from m3cli.report.eval_parts import (
     step,
 )
 from m3cli.report.eval_text import (
+    COMPARED,
     EFFECTIVE,
     INCOMPLETE,
     NO_DEPTH,
+    NOT_FINISHED,
+    bar_words,
     facts,
     length_name,
     points,
     skip_rows,
+    unfinished,
 )
 from m3cli.report.page import own, page
 from m3cli.tasks.evaluate.trial import GROUPS
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from m3cli.tasks.evaluate.trial import Group
 
 WRONG_LISTED = 40  # replies of a run that are shown
-_LONGEST_REPLY = 2000  # characters
+_LONGEST_REPLY = 2000  # characters, and of a question
 _RIGHT = 1.0
 
 
@@ -78,6 +82,8 @@ def render(evaluation: Evaluation) -> str:
         warnings=[printable(warning) for warning in evaluation.warnings],
         effective=EFFECTIVE,
         no_depth=NO_DEPTH,
+        not_finished=NOT_FINISHED,
+        compared=COMPARED,
         steps=range(STEPS + 1),
         runs=[_run(evaluation, *named) for named in zip(evaluation.runs, run_names(evaluation), strict=True)],
         comparisons=[_comparison(comparison) for comparison in comparisons(evaluation)],
@@ -103,6 +109,10 @@ def _run(evaluation: Evaluation, run: Run, name: str) -> dict[str, Any]:
     results = run.groups()
     wrong = [outcome for outcome in run.outcomes if outcome.score < _RIGHT]
     maps = [_map(run, evaluation.depths, group) for group in (None, *GROUPS)]
+    tables = (
+        _table("group", {result.group: result.scores for result in results}),
+        _table("task", run.tasks()),
+    )
     return {
         "name": name,
         "answers": len(run.outcomes),
@@ -114,10 +124,8 @@ def _run(evaluation: Evaluation, run: Run, name: str) -> dict[str, Any]:
             for result in results
         ],
         "maps": [heat for heat in maps if heat.rows],
-        "scores": [
-            _table("group", {result.group: result.scores for result in results}),
-            _table("task", run.tasks()),
-        ],
+        "unfinished": unfinished(run),
+        "scores": [table for table in tables if table.rows],
         "wrong": [_wrong(outcome) for outcome in _sample(wrong)],
         "wrong_count": len(wrong),
     }
@@ -125,13 +133,11 @@ def _run(evaluation: Evaluation, run: Run, name: str) -> dict[str, Any]:
 
 def _bar(bar: Bar, scores: Mapping[int, Score]) -> dict[str, str]:
     """An effective context in words: the length, the bar, and what is undecided."""
-    longest = " or more" if bar.length == max(scores) else ""
+    length, undecided = bar_words(bar, scores)
     return {
-        "length": f"{length_name(bar.length)}{longest}" if bar.length else "none",
+        "length": length,
         "bar": f"needs {percent(bar.value, 1)} %",
-        "undecided": (
-            f"undecided at {length_name(bar.undecided)}: more samples would tell" if bar.undecided else ""
-        ),
+        "undecided": f"{undecided}: more samples would tell" if undecided else "",
     }
 
 
@@ -170,6 +176,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         {
             "name": row.name,
             "count": score.count if score else 0,
+            "answered": bool(row.run.outcomes),
             "cell": score and _Cell(percent(score.mean, 1), interval(score), step(score.mean)),
             "difference": row.difference and points(row.difference.value),
             "between": row.difference and f"{points(row.difference.low)} to {points(row.difference.high)}",
@@ -181,7 +188,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         for row in comparison.rows
         for score in [row.score]
     ]
-    return {"of": comparison.of, "at": comparison.at, "base": comparison.base, "rows": rows}
+    return {"of": comparison.title, "at": comparison.at, "base": comparison.base, "rows": rows}
 
 
 def _sample(wrong: Sequence[Outcome]) -> list[Outcome]:
@@ -195,7 +202,8 @@ def _sample(wrong: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _wrong(outcome: Outcome) -> dict[str, Any]:
-    cut = outcome.reply[:_LONGEST_REPLY]
+    reply, more = _cut(outcome.reply)
+    asked, more_asked = _cut(outcome.text.strip())
     return {
         "task": printable(outcome.task),
         "length": length_name(outcome.length),
@@ -203,6 +211,15 @@ def _wrong(outcome: Outcome) -> dict[str, Any]:
         "score": percent(outcome.score),
         "step": step(outcome.score),
         "question": printable(outcome.question),
-        "reply": "\n".join(printable(line) for line in cut.split("\n")),
-        "more": len(outcome.reply) - len(cut),
+        "asked": asked,
+        "more_asked": more_asked,
+        "expected": [printable(answer) for answer in outcome.answers],
+        "reply": reply,
+        "more": more,
     }
+
+
+def _cut(text: str) -> tuple[str, int]:
+    """The beginning of a text, in which lines stay lines, and how many more characters it has."""
+    cut = text[:_LONGEST_REPLY]
+    return "\n".join(printable(line) for line in cut.split("\n")), len(text) - len(cut)

@@ -50,6 +50,7 @@ def _run(run: Run, depths: int) -> dict[str, Any]:
     results = run.groups()
     return {
         **_kind(run),
+        "partial": run.partial,
         "groups": [
             {
                 "group": result.group,
@@ -89,12 +90,12 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     """One answer; its mode is that of its run."""
     values = asdict(outcome)
     del values["mode"]
-    return {**values, "seconds": round(outcome.seconds, 4)}
+    return {**values, "answers": list(outcome.answers), "seconds": round(outcome.seconds, 4)}
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
-        "of": "modes" if comparison.of == "Modes" else "kv",
+        "of": comparison.of,
         "base": next(number for number, row in enumerate(comparison.rows) if row.name == comparison.base),
         "rows": [
             {

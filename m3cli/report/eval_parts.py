@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from m3cli.tasks.evaluate.difference import Difference
 from m3cli.tasks.evaluate.results import Score
@@ -11,7 +11,7 @@ from m3cli.tasks.evaluate.results import Score
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from m3cli.tasks.evaluate.results import Evaluation, Run
+    from m3cli.tasks.evaluate.results import Evaluation, Outcome, Run
 
 STEPS = 20  # of the scale of colours; step 0 is a score of 0, step 20 one of 1
 
@@ -24,10 +24,10 @@ _INKS = ("#000000", "#ffffff")
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A run beside others: its score, and what a question took on average.
+    """A run beside others: its score, and what a question took on average, at the questions of all of them.
 
-    `score` is None if nothing was answered, `difference` for what the others are held against, too, and where
-    no question was asked in both.
+    Runs without any answer are not among these all. `score` is None if there is no such question,
+    `difference` for what the others are held against, and where no question was asked in both.
     """
 
     run: Run
@@ -43,10 +43,15 @@ class Compared:
 class Comparison:
     """Runs that differ in one thing. `of` says in what, `at` what they have in common, `base` is a name."""
 
-    of: str
+    of: Literal["modes", "kv"]
     at: str
     base: str
     rows: tuple[Compared, ...]
+
+    @property
+    def title(self) -> str:
+        """`Modes` or `KV caches`."""
+        return "Modes" if self.of == "modes" else "KV caches"
 
 
 def kv_name(run: Run) -> str:
@@ -125,12 +130,12 @@ def comparisons(evaluation: Evaluation) -> list[Comparison]:
     for cache, members in _grouped(numbered, lambda item: caches[item[0]]).items():
         runs = [run for _, run in members]
         names: list[str] = [run.mode for run in runs]
-        found.append(_compare("Modes", f"KV {cache}", runs, names, [run.mode == "whole" for run in runs]))
+        found.append(_compare("modes", f"KV {cache}", runs, names, [run.mode == "whole" for run in runs]))
     for mode, members in _grouped(numbered, lambda item: item[1].mode).items():
         runs = [run for _, run in members]
         names = [caches[number] for number, _ in members]
         plain = [run.type_k == run.type_v == "f16" for run in runs]
-        found.append(_compare("KV caches", f"mode {mode}", runs, names, plain))
+        found.append(_compare("kv", f"mode {mode}", runs, names, plain))
     return [comparison for comparison in found if len(comparison.rows) > 1]
 
 
@@ -149,12 +154,18 @@ def _grouped(
 
 
 def _compare(
-    of: str, at: str, runs: Sequence[Run], names: Sequence[str], is_base: Sequence[bool]
+    of: Literal["modes", "kv"],
+    at: str,
+    runs: Sequence[Run],
+    names: Sequence[str],
+    is_base: Sequence[bool],
 ) -> Comparison:
     first = is_base.index(True) if True in is_base else 0
+    asked = [{_asked(outcome) for outcome in run.outcomes} for run in runs if run.outcomes]
+    common = set.intersection(*asked) if asked else set()
     rows = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        outcomes = run.outcomes
+        outcomes = [outcome for outcome in run.outcomes if _asked(outcome) in common]
         count = max(len(outcomes), 1)
         rows.append(
             Compared(
@@ -168,3 +179,8 @@ def _compare(
             )
         )
     return Comparison(of, at, names[first], tuple(rows))
+
+
+def _asked(outcome: Outcome) -> tuple[str, int, str]:
+    """What tells a question from all others."""
+    return outcome.task, outcome.length, outcome.question

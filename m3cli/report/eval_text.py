@@ -18,7 +18,7 @@ from m3cli.report.text import amount, duration, fact_table
 from m3cli.tasks.evaluate.results import ABSOLUTE_BAR, RELATIVE_BAR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
@@ -34,6 +34,8 @@ EFFECTIVE = (
 UNDECIDED = "undecided: the score clears the bar, its interval does not; more samples would tell"
 INCOMPLETE = "It was ended before all questions were asked: scores are those of the answers so far."
 NO_DEPTH = "No question here stands at a depth."
+NOT_FINISHED = "No length was finished."
+COMPARED = "Scores, tokens and seconds are those of the questions that all runs with answers have in common."
 
 
 def length_name(tokens: int) -> str:
@@ -44,15 +46,24 @@ def length_name(tokens: int) -> str:
     return f"{tokens:,}"
 
 
-def bar_text(bar: Bar, scores: dict[int, Score]) -> str:
+def bar_text(bar: Bar, scores: Mapping[int, Score]) -> str:
     """The effective context against a bar: `32k`, `none`, or `32k, undecided at 64k`."""
-    if bar.undecided:
-        above = f"{length_name(bar.length)}, " if bar.length else ""
-        return f"{above}undecided at {length_name(bar.undecided)}"
-    if not bar.length:
-        return "none"
+    length, undecided = bar_words(bar, scores)
+    if undecided and not bar.length:
+        return undecided
+    return f"{length}, {undecided}" if undecided else length
+
+
+def bar_words(bar: Bar, scores: Mapping[int, Score]) -> tuple[str, str]:
+    """The same in two parts: `32k`, `32k or more` or `none`, and `undecided at 64k` or nothing."""
     more = " or more" if bar.length == max(scores) else ""
-    return length_name(bar.length) + more
+    length = f"{length_name(bar.length)}{more}" if bar.length else "none"
+    return length, f"undecided at {length_name(bar.undecided)}" if bar.undecided else ""
+
+
+def unfinished(run: Run) -> str:
+    """`64k was not finished, …`: the length at which the run ended early; empty if none."""
+    return f"{length_name(run.partial)} was not finished: it counts for no group." if run.partial else ""
 
 
 def points(share: float) -> str:
@@ -116,27 +127,32 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
     console.print(fact_table(facts(evaluation)))
     names = run_names(evaluation)
-    if any(run.outcomes for run in evaluation.runs):
-        rows = _effective(evaluation.runs, names)
+    if rows := _effective(evaluation.runs, names):
         say(f"\nEffective context: {EFFECTIVE}")
         table = _table("run", "group", "absolute", "relative")
         for row in rows:
             table.add_row(*row)
         console.print(table)
-        if any("undecided" in word for row in rows for word in row[2:]):
+        results = [result for run in evaluation.runs for result in run.groups()]
+        if any(result.absolute.undecided or result.relative.undecided for result in results):
             say(UNDECIDED, "dim")
     for run, name in zip(evaluation.runs, names, strict=True):
         if not run.outcomes:
             say(f"\n{name}: nothing was answered")
             continue
         say(f"\n{name}: scores by length, in percent, with their intervals of 95 %")
-        console.print(_scores(run))
+        console.print(_scores(run) if run.groups() else NOT_FINISHED)
+        if run.partial:
+            say(unfinished(run))
         if run.cells(evaluation.depths):
             say(f"\n{name}: scores by depth and length, in percent")
             console.print(heatmap(run, evaluation.depths))
-    for comparison in comparisons(evaluation):
-        say(f"\n{comparison.of} compared, {comparison.at}; differences to {comparison.base}, in points")
+    compared = comparisons(evaluation)
+    for comparison in compared:
+        say(f"\n{comparison.title} compared, {comparison.at}; differences to {comparison.base}, in points")
         console.print(_compared(comparison))
+    if compared:
+        say(COMPARED, "dim")
     if evaluation.skipped:
         say("\nSkipped:")
         table = _table("task", "lengths", "reason")
@@ -174,7 +190,7 @@ def _scores(run: Run) -> _Columns:
 
 
 def _compared(comparison: Comparison) -> Table:
-    name = comparison.of.split()[0].lower().removesuffix("s")
+    name = "mode" if comparison.of == "modes" else "kv"
     numbers = ("questions", "score", "difference", "tokens", "computed", "seconds")
     table = _table(name, *numbers, numbers=numbers)
     for row in comparison.rows:

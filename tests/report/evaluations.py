@@ -33,6 +33,8 @@ def outcome(
     mode: Mode = "whole",
     length: int = 4096,
     question: str = "0",
+    text: str = "\nWhat is it?",
+    answers: tuple[str, ...] = ("7",),
     depth: float | None = 0.5,
     reply: str = "No idea.",
     seconds: float = 2.0,
@@ -46,6 +48,8 @@ def outcome(
         mode,
         length,
         question,
+        text,
+        answers,
         depth,
         score,
         reply,
@@ -61,9 +65,10 @@ def run_of(
     kv: tuple[KVType, KVType] = ("f16", "f16"),
     mode: Mode = "whole",
     attention: Attention = "sparse",
+    partial: int = 0,
 ) -> Run:
     """A run, by default of the whole corpus with an f16 cache."""
-    return Run(kv[0], kv[1], attention, mode, outcomes)
+    return Run(kv[0], kv[1], attention, mode, outcomes, partial)
 
 
 def evaluation_of(*runs: Run, **changes: Any) -> Evaluation:

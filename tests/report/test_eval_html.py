@@ -31,7 +31,9 @@ SHOWN = ".run:nth-of-type({}) .map:not(.off) .heats"
 
 def hostile() -> Evaluation:
     """Markup and controls in every text that it has."""
-    answers = [outcome(0, task=text, question=text, reply=text) for text in HOSTILE]
+    answers = [
+        outcome(0, task=text, question=text, text=text, answers=(text,), reply=text) for text in HOSTILE
+    ]
     return evaluation_of(
         run_of(*answers),
         model=HOSTILE[0],
@@ -235,7 +237,7 @@ def test_tables_hold_the_results(show: Any) -> None:
         ["retrieval", "none needs 85.6 %", "none needs 42.5 % undecided at 512: more samples would tell"],
     ]
     modes, caches = (rows(page.locator(".comparison table").nth(number)) for number in (0, 1))
-    assert modes[1] == ["whole", "80", "92.5", "85–97", "–", "–", "–", "4,000", "1,000", "2.0"]
+    assert modes[1] == ["whole", "40", "95.0", "83–99", "–", "–", "–", "4,000", "1,000", "2.0"]
     assert modes[2][:5] == ["end", "40", "50.0", "35–65", "-45.0"]
     assert modes[2][6:] == ["40", "4,000", "1,000", "1.0"]
     assert caches[2] == ["q8_0", "0", "nothing was answered"]
@@ -257,7 +259,7 @@ def test_wrong_answers_are_a_sample_of_all_tasks(show: Any) -> None:
     assert page.locator(".wrong summary").inner_text() == (
         f"Wrong answers {WRONG_LISTED} of 301, of all tasks and lengths"
     )
-    assert " ".join(items[0].split()) == "50 rare · 512 · question 0 an empty reply"
+    assert " ".join(items[0].split()) == ("50 rare · 512 · question 0 What is it? an empty reply Expected: 7")
     assert {item.split()[1] for item in items} == {"rare", "t0", "t1", "t2"}
     assert "depth 50 %" in items[1]
     assert "all right" not in page.locator(".wrong").inner_text()
@@ -270,6 +272,8 @@ def test_hostile_texts_are_text(show: Any) -> None:
     shown = page.locator("blockquote").all_text_contents()
     assert len(shown) == len(HOSTILE)
     assert {HOSTILE[0], HOSTILE[1], HOSTILE[2], HOSTILE[6], HOSTILE[7]} < set(shown)
+    for place in (".asked", ".expected bdi"):
+        assert set(page.locator(place).all_text_contents()) == set(shown)
     assert "right\\u202eto-left\\u200f\\u2066 end" in shown
     assert "\\x1b[2J\\x07\\u009bcontrols\\x00" in shown
     assert page.title() == f"{HOSTILE[0]} · m3 eval"
@@ -279,17 +283,19 @@ def test_hostile_texts_are_text(show: Any) -> None:
 
 def test_long_replies_are_cut(show: Any) -> None:
     """The page says how much is missing; lines of a reply stay lines."""
-    page = show(evaluation_of(run_of(outcome(0, reply="a\nb\n" + "c" * 5000))))
+    page = show(evaluation_of(run_of(outcome(0, reply="a\nb\n" + "c" * 5000, text="d" * 2001))))
     text = page.locator("blockquote").text_content()
     assert text.startswith("a\nb\nccc")
     assert text.endswith("… and 3,004 characters more")
+    assert page.locator(".asked").text_content().endswith("d … and 1 character more")
 
 
 @pytest.mark.parametrize("width", [320, 700, 1600])
 def test_the_page_fits_its_window(show: Any, width: int) -> None:
     """Wide tables scroll in themselves, the page does not, whatever the names."""
     lengths = tuple(512 * 2**i for i in range(12))
-    long = [outcome(0, task="x" * 300, question="y" * 300, reply="z" * 3000)]
+    words = {"text": "a" * 3000, "answers": ("b" * 300,)}
+    long = [outcome(0, task="x" * 300, question="y" * 300, reply="z" * 3000, **words)]
     evaluation = evaluation_of(
         varied(1, lengths=lengths),
         varied(1, lengths=lengths, mode="select"),
@@ -334,3 +340,14 @@ def test_pages_about_little(show: Any) -> None:
     assert "No question here stands at a depth." in without.locator(".run").inner_text()
     assert without.locator(".map").count() == 0
     assert rows(without.locator(".spread").first)[1] == ["retrieval", "50 9–91"]
+
+
+def test_what_was_not_finished_is_said(show: Any) -> None:
+    """The length where a run ended early is named; where it is the only one, no group has a score."""
+    page = show(evaluation_of(run_of(outcome(1), outcome(0, length=65_536), partial=65_536)))
+    assert "64k was not finished" in page.locator(".run").inner_text()
+    assert rows(page.locator(".effective"))[2][0] == "retrieval"
+    page = show(evaluation_of(run_of(outcome(1), partial=4096)))
+    assert "4k was not finished" in page.locator(".run").inner_text()
+    assert "No length was finished." in page.locator("#effective").inner_text()
+    assert [table[0][0] for table in map(rows, page.locator(".run .spread").all())] == ["Task"]

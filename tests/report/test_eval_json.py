@@ -32,7 +32,13 @@ def test_the_schema_is_one_and_knows_all_names() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_object_is_as_the_schema_says(seed: int) -> None:
     """Whatever was found, or not: several runs, an empty one, no depth, texts that are no UTF-8."""
-    odd = run_of(*(outcome(0, depth=None, reply=text, task=text, question=text) for text in HOSTILE))
+    odd = run_of(
+        *(
+            outcome(0, depth=None, reply=text, task=text, question=text, text=text, answers=(text, text))
+            for text in HOSTILE
+        ),
+        partial=4096,
+    )
     several = (
         varied(seed),
         varied(seed, mode="select"),
@@ -51,6 +57,9 @@ def test_numbers_are_those_of_the_results() -> None:
     found = eval_object(evaluation_of(run, other))
     first = found["runs"][0]
     assert len(first["outcomes"]) == len(run.outcomes)
+    assert first["partial"] == 0
+    asked = first["outcomes"][0]
+    assert (asked["text"], asked["answers"]) == ("\nWhat is it?", ["7"])
     for result, written in zip(run.groups(), first["groups"], strict=True):
         assert written["absolute"]["length"] == result.absolute.length
         assert written["relative"]["undecided"] == (result.relative.undecided or None)

@@ -45,6 +45,7 @@ def test_anything_can_be_drawn(suffix: str) -> None:
         evaluation_of(),
         evaluation_of(run_of()),
         evaluation_of(run_of(outcome(1, depth=None))),
+        evaluation_of(run_of(outcome(1), partial=4096)),
         evaluation_of(run_of(outcome(1)), run_of(outcome(1, depth=None), mode="end"), depths=1),
         evaluation_of(varied(1, lengths=tuple(range(1000, 41_000, 1000))), depths=30),
         *(evaluation_of(run_of(outcome(1, task=text)), model=text) for text in HOSTILE),

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console, RenderableType
 
-from m3cli.report.eval_parts import STEPS, colours, comparisons, contrast, percent, run_names, step
+from m3cli.report.eval_parts import STEPS, colours, comparisons, contrast, interval, percent, run_names, step
 from m3cli.report.eval_text import bar_text, heatmap, length_name, print_evaluation
 from m3cli.tasks.evaluate.results import Bar, Evaluation, Score, Skipped
 from tests.report.evaluations import HOSTILE, evaluation_of, outcome, run_of, varied
@@ -55,6 +55,10 @@ def test_percent_is_all_or_nothing_only_where_it_is() -> None:
     """Rounding makes neither a perfect score nor a hopeless one."""
     assert [percent(share) for share in (0, 0.001, 0.876, 0.999, 1)] == ["0", "1", "88", "99", "100"]
     assert [percent(share, 1) for share in (0.00001, 0.9999)] == ["0.1", "99.9"]
+    for count in range(1, 201):
+        perfect, hopeless = (Score.of([value] * count) for value in (1.0, 0.0))
+        assert interval(perfect).endswith("–100")
+        assert interval(hopeless).startswith("0–")
 
 
 def test_effective_contexts_in_words() -> None:
@@ -169,7 +173,7 @@ def test_hostile_texts_do_not_drive_the_terminal(hostile: str) -> None:
     """Names and reasons with controls and markup are shown as text."""
     text = written(
         evaluation_of(
-            run_of(outcome(0, task=hostile, reply=hostile, question=hostile)),
+            run_of(outcome(0, task=hostile, reply=hostile, question=hostile, text=hostile)),
             model=hostile,
             haystack=hostile,
             description=hostile,
@@ -218,5 +222,33 @@ def test_the_attention_is_named_where_it_differs() -> None:
     runs = run_of(outcome(1)), run_of(outcome(0), attention="dense")
     assert run_names(evaluation_of(*runs)) == ["f16 · sparse · whole", "f16 · dense · whole"]
     (comparison,) = comparisons(evaluation_of(*runs))
-    assert (comparison.of, comparison.base) == ("KV caches", "f16 · sparse")
+    assert (comparison.of, comparison.title, comparison.base) == ("kv", "KV caches", "f16 · sparse")
     assert run_names(evaluation_of(runs[0])) == ["f16 · whole"]
+
+
+def test_runs_are_compared_at_the_questions_of_all() -> None:
+    """Scores and costs leave out what one of the runs was not asked; a run without answers takes nothing."""
+    base = run_of(
+        outcome(1, question="a", seconds=2, prompt_tokens=4000),
+        outcome(0, question="b", seconds=4, prompt_tokens=5000),
+        outcome(0, question="c", seconds=60, prompt_tokens=9000),
+        outcome(0, question="a", length=8192, seconds=60),
+    )
+    select = run_of(outcome(1, question="b"), outcome(1, question="a"), mode="select")
+    (comparison,) = comparisons(evaluation_of(base, select, run_of(mode="end")))
+    whole, other, empty = comparison.rows
+    assert (whole.score, other.score, empty.score) == (Score.of([1, 0]), Score.of([1, 1]), None)
+    assert (whole.seconds, whole.prompt_tokens, whole.computed_tokens) == (3, 4500, 1500)
+
+
+def test_what_was_not_finished_is_said() -> None:
+    """The length where a run ended early is named; where it is the only one, no group has a score."""
+    first = outcome(1, length=4096)
+    text = written(evaluation_of(run_of(first, outcome(0, length=65_536), partial=65_536), complete=False))
+    assert "64k was not finished" in text
+    assert "Effective context" in text
+    text = written(evaluation_of(run_of(first, partial=4096), complete=False))
+    assert "4k was not finished" in text
+    assert "No length was finished." in text
+    assert "Effective context" not in text
+    assert "not finished" not in written(evaluation_of(run_of(first)))

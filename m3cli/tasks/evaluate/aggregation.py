@@ -2,14 +2,16 @@
 
 Templates, frequencies and the worked example before the list are RULER's. Its list is made longer by more
 of the uncommon words. Where there are no more in the word lists, all words of the list are pairs of an
-adjective and a noun, so that the common ones do not stand out. No common word is a part of another one, for
-an answer would count for both.
+adjective and a noun, so that the common ones do not stand out. No common word is a part of any other one, nor
+in the question, for whoever repeats those would have answered.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from math import pi
 from string import ascii_lowercase
 from typing import TYPE_CHECKING
@@ -80,14 +82,25 @@ def _list_of(seed: str, common: Sequence[str], uncommon: Sequence[str], often: i
     return [f"{number}. {word}" for number, word in enumerate(repeated, 1)]
 
 
+@cache
+def _single() -> tuple[str, ...]:
+    """All words of the lists, sorted."""
+    return tuple(sorted({*words("adjectives"), *words("nouns"), *words("verbs")}))
+
+
+@cache
+def _distinct() -> frozenset[str]:
+    """Those that are a part of no other one, nor of what stands around a list."""
+    around = (_LIST_OPENING + _LIST_QUESTION + _LIST_LEAD).lower()
+    everything = " ".join(_single())
+    return frozenset(word for word in _single() if everything.count(word) == 1 and word not in around)
+
+
 def _take_common(shuffled: list[str]) -> list[str]:
-    """Take so many words out that none is a part of another."""
-    common: list[str] = []
-    for word in shuffled:
-        if not any(word in other or other in word for other in common):
-            common.append(word)
-        if len(common) == COMMON:
-            break
+    """Take so many words out that are distinct, or pairs of such."""
+    distinct = _distinct()
+    fitting = (word for word in shuffled if distinct.issuperset(word.split("-")))
+    common = list(islice(fitting, COMMON))
     for word in common:
         shuffled.remove(word)
     return common
@@ -103,12 +116,12 @@ class _CommonWords:
 
     def trials(self, length: int) -> Iterator[Trial]:
         """One trial with one question for each sample."""
-        return (self._trial(length, sample) for sample in range(self._scope.samples))
+        return iter([self._trial(length, sample) for sample in range(self._scope.samples)])
 
     def _trial(self, length: int, sample: int) -> Trial:
         rng = random_of(self._scope, self.name, length, sample)
         repeats = Repeats.of(length)
-        single = sorted({*words("adjectives"), *words("nouns"), *words("verbs")})
+        single = list(_single())
         rng.shuffle(single)
         seed = f"{self._scope.seed} {self.name} {length} {sample} order"
 
@@ -178,7 +191,7 @@ class _FrequentWords:
 
     def trials(self, length: int) -> Iterator[Trial]:
         """One trial with one question for each sample."""
-        return (self._trial(length, sample) for sample in range(self._scope.samples))
+        return iter([self._trial(length, sample) for sample in range(self._scope.samples)])
 
     def _trial(self, length: int, sample: int) -> Trial:
         rng = random_of(self._scope, self.name, length, sample)

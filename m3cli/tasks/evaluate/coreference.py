@@ -167,7 +167,7 @@ class _Coreference:
 
     def trials(self, length: int) -> Iterator[Trial]:
         """One trial for every four of the wanted (depth, sample)."""
-        return (self._trial(length, batch) for batch in batches(self._scope, SAME))
+        return iter([self._trial(length, batch) for batch in batches(self._scope, SAME)])
 
     def _trial(self, length: int, batch: Sequence[tuple[int, int]]) -> Trial:
         row, sample = batch[0]

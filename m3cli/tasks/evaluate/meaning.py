@@ -211,13 +211,18 @@ class MeaningTask:
 
     def _room(self, length: int, asked: Sequence[Pair]) -> int:
         """Tokens of a haystack without its opening, beside the longest of these questions."""
-        questions = [_question(pair, "", "", None) for pair in asked]
-        return self._measure.room(length, MAX_TOKENS, questions) - self._measure.count([OPENING])
+        longest = max(self._asking[pair.topic] for pair in asked)
+        return length - MAX_TOKENS - longest - self._measure.count([OPENING])
+
+    @cached_property
+    def _asking(self) -> dict[str, int]:
+        """By topic, tokens of a prompt that has no haystack."""
+        return {pair.topic: -self._measure.room(0, 0, [_question(pair, "", "", None)]) for pair in pairs()}
 
     @cached_property
     def _shortest(self) -> Pair:
         """The pair with the question of the fewest tokens."""
-        return max(pairs(), key=lambda pair: self._measure.room(0, 0, [_question(pair, "", "", None)]))
+        return min(pairs(), key=lambda pair: self._asking[pair.topic])
 
     @cached_property
     def _longest(self) -> int:

@@ -172,7 +172,7 @@ class _Together(_Niah):
 
     def trials(self, length: int) -> Iterator[Trial]:
         """One trial for each sample."""
-        return (self._buried(length, sample) for sample in range(self._scope.samples))
+        return iter([self._buried(length, sample) for sample in range(self._scope.samples)])
 
     def _buried(self, length: int, sample: int) -> Trial:
         rng = random_of(self._scope, self.name, length, sample)
@@ -194,12 +194,12 @@ class _Lines(_Niah):
     def trials(self, length: int) -> Iterator[Trial]:
         """One trial, or more where its depth rows have fewer lines than samples are wanted."""
         wanted = [self._scope.samples] * self._scope.depths
-        sample = 0
+        trials: list[Trial] = []
         while any(wanted):
-            trial, asked = self._asked(length, sample, wanted)
+            trial, asked = self._asked(length, len(trials), wanted)
             wanted = [left - found for left, found in zip(wanted, asked, strict=True)]
-            sample += 1
-            yield trial
+            trials.append(trial)
+        return iter(trials)
 
     def _asked(self, length: int, sample: int, wanted: Sequence[int]) -> tuple[Trial, list[int]]:
         """A trial, and how many of the wanted questions of each depth row are in it."""
@@ -247,7 +247,7 @@ class _Lines(_Niah):
             last = bisect_left(starts, filler.after(0, int(high * total)) + 1, 0, len(starts) - 1)
             depths = {line: filler.count(0, starts[line]) / total for line in (first, last - 1)}
             free = [line for line in range(first, last) if low <= depths.get(line, low) < high]
-            if not free:
+            if not free and wanted[row]:
                 raise TooShortError("no line begins in one of the depth rows")
             counts.append(min(wanted[row], len(free)))
             for number_in_row in range(counts[-1]):

@@ -85,7 +85,7 @@ class _Tracing:
 
     def trials(self, length: int) -> Iterator[Trial]:
         """One trial with one question for each sample."""
-        return (self._trial(length, sample) for sample in range(self._scope.samples))
+        return iter([self._trial(length, sample) for sample in range(self._scope.samples)])
 
     def _trial(self, length: int, sample: int) -> Trial:
         rng = random_of(self._scope, self.name, length, sample)

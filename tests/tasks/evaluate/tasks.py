@@ -71,11 +71,13 @@ def trials_or_none(
     measure: PlainMeasure = BYTES,
     scope: Scope | None = None,
 ) -> list[Trial]:
-    """Same, none where a task says that it is too long for the length."""
+    """Same, none where a task says that it is too long for the length, which it does before any trial."""
+    task = tasks[name](material(text), measure, scope or Scope((length,), depths=3, samples=2))
     try:
-        return trials_of(tasks, name, length, text=text, measure=measure, scope=scope)
+        trials = task.trials(length)
     except TooShortError:
         return []
+    return list(trials)
 
 
 def prompt(trial: Trial, question: Question) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from m3cli.tasks.evaluate.aggregation import TASKS
 from m3cli.tasks.evaluate.placing import largest
 from m3cli.tasks.evaluate.trial import Scope, TooShortError
+from m3cli.tasks.evaluate.words import words
 from tests.tasks.evaluate.tasks import (
     BYTES,
     check_answers,
@@ -77,11 +78,10 @@ def test_common_words_are_as_common_as_rulers(
     counts = numbered(task)
     assert {word for word, count in counts.items() if count == common} == set(question.answers)
     assert Counter(counts.values()) == {common: 10, uncommon: len(counts) - 10}
-    words, often, rarely = example
+    many, often, rarely = example
     counts = numbered(shown.removeprefix(opening))
-    assert Counter(counts.values()) == {often: 10, rarely: words - 10}
+    assert Counter(counts.values()) == {often: 10, rarely: many - 10}
     assert {word for word, count in counts.items() if count == often} == set(numbered(answer))
-    assert not any(a in b for a in question.answers for b in question.answers if a != b)
     assert (trial.max_tokens, trial.group, question.depth) == (120, "aggregation", None)
 
 
@@ -93,6 +93,19 @@ def test_long_lists_are_of_pairs() -> None:
     counts = numbered("".join(trial.parts[2:]))
     assert all("-" in word for word in counts)
     assert set(counts.values()) == {30, 3}
+
+
+@pytest.mark.parametrize("length", [3000, 16_384, 200_000])
+def test_no_other_word_answers(length: int) -> None:
+    """Who says all words but the common ones, and repeats the question, has found none."""
+    kinds = ("adjectives", "nouns", "verbs")
+    for seed in range(3):
+        (trial,) = trials_of(TASKS, "cwe", length, scope=Scope((length,), 1, 1, seed))
+        question, opening = trial.questions[0], trial.parts[1]
+        said = {*numbered("".join(trial.parts[2:])), *(word for kind in kinds for word in words(kind))}
+        others = " ".join(said - set(question.answers))
+        assert question.score(f"{opening} {question.text} {question.lead} {others}") == 0
+        assert question.score(" ".join(question.answers)) == 1
 
 
 def test_coded_words_follow_zipf() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from m3cli.tasks.evaluate.trial import Material, Scope, TooShortError
 from tests.tasks.evaluate.measures import PlainMeasure
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from m3cli.tasks.evaluate.meaning import Language, Pair
     from m3cli.tasks.evaluate.trial import Measure, Question, Trial
 
@@ -189,8 +192,11 @@ class TestTrials:
                 trials = list(task.trials(length))
             except TooShortError:
                 assert not earlier
-                # A needle is up to 90 bytes long, and what is around a haystack takes up to 250.
-                assert length < 250 + 2 * 90 * depths or lengths[-1] > length
+                # A needle is up to 90 bytes long, and what is around a haystack takes up to 250. Where there
+                # are longer ones, their rows have the ends and needles of shorter ones in them, too.
+                later = lengths[lengths.index(length) :]
+                close = any(longer - shorter < 100 for shorter, longer in pairwise(later))
+                assert length < 250 + 2 * 90 * depths * (3 if len(later) > 1 else 1) or close
                 continue
             rows = Counter(row_of(question, depths) for trial in trials for question in trial.questions)
             assert rows == dict.fromkeys(range(depths), samples)
@@ -267,6 +273,21 @@ class TestTrials:
             assert max(sizes) - min(sizes) <= 1
             for trial in trials:
                 check_trial(trial, BYTES, scope)
+
+    def test_each_question_is_measured_once(self) -> None:
+        """However many lengths and haystacks are planned."""
+        measured: list[str] = []
+
+        class Counting(PlainMeasure):
+            def room(
+                self, length: int, max_tokens: int, questions: Sequence[Question], system: str = ""
+            ) -> int:
+                measured.extend(question.text for question in questions)
+                return super().room(length, max_tokens, questions, system)
+
+        scope = Scope((32_000, 48_000, 64_000), 5, 20)
+        assert len(task_of(scope, Counting(ByteTokenizer())).plans) > 1
+        assert len(measured) == len(set(measured)) == len(pairs())
 
     def test_lengths_come_in_any_order(self) -> None:
         """What a trial is does not depend on which were made before it."""
