@@ -3,7 +3,7 @@
 Runs `m3 eval --compare` over the source of an installed package (default: bm25s) and prints for each mode the
 share of right answers with its Wilson interval, and the tokens and seconds that a question took. The whole
 corpus is prefilled once for all questions; a selection or a sweep for each.
-usage: python scripts/bench/mitigations.py [MODEL [PACKAGE [LENGTH [SAMPLES]]]]
+usage: python scripts/bench/mitigations.py [MODEL [PACKAGE [LENGTH [SAMPLES [MODES]]]]]
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 from m3cli.tasks.evaluate.results import Score
 
 M3 = str(Path(sys.executable).with_name("m3"))
-MODES = "whole,recap,quote,end,select,sweep"
+DEFAULTS = ("", "bm25s", "8k", "3", "whole,recap,select,sweep")
 
 
 def main() -> None:
-    model, package, length, samples = [*sys.argv[1:], *["", "bm25s", "8k", "3"][len(sys.argv) - 1 :]]
+    model, package, length, samples, modes = [*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :]]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         sys.exit(f"There is no installed package {package}.")
@@ -35,7 +35,7 @@ def main() -> None:
             spec.submodule_search_locations[0], tree, ignore=shutil.ignore_patterns("__pycache__", "*.so")
         )
         command = [M3, "eval", str(tree), "--tasks", "code", "--lengths", length, "--samples", samples]
-        command += ["--compare", MODES, "--json", *(["--model", model] if model else [])]
+        command += ["--compare", modes, "--json", *(["--model", model] if model else [])]
         environment = os.environ | {"M3_CACHE_DIR": os.environ.get("M3_BENCH_CACHE", f"{directory}/cache")}
         done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False)
         if done.returncode:

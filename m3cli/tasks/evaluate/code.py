@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from m3cli.tasks.context import INSTRUCTIONS
 from m3cli.tasks.evaluate.code_haystack import code_corpus, qualified
@@ -55,6 +55,7 @@ _CALLER = (
     "without a class."
 )
 _SIGNATURE = "What are the parameters of the {symbol} in {path}? Answer with their names alone."
+_LINE = "At which line does the {symbol} begin in {path}? Answer with the number of the line alone."
 _HOP = (
     "The {symbol} in {path} returns a constant. What is the value of that constant? "
     "Answer with the value alone."
@@ -68,18 +69,22 @@ _SYMBOL = "method `DocumentConverter.convert_all_pages`"
 _PATH = "package/subpackage/another/module_name.py"
 _PROBES = tuple(
     text.format(symbol=_SYMBOL, path=_PATH, name="Converter.MAXIMUM_PAGES", parameter="maximum_pages")
-    for text in (_DEFAULT, _FILE, _CONSTANT, _CALLER, _SIGNATURE, _HOP, _HOP_BY_USE)
+    for text in (_DEFAULT, _FILE, _CONSTANT, _CALLER, _SIGNATURE, _LINE, _HOP, _HOP_BY_USE)
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A question that could be asked. `shown` are words with their rows; the first has the depth."""
+    """A question that could be asked. `shown` are words with their rows; the first has the depth.
+
+    `is_line` says that the answer is the number of a line, which a citation may give.
+    """
 
     text: str
     answers: tuple[str, ...]
     file: CodeFile
     shown: tuple[tuple[str, int], ...]
+    is_line: bool = False
 
 
 def _defaults(known: Known) -> Iterator[_Candidate]:
@@ -174,6 +179,13 @@ def _signatures(known: Known) -> Iterator[_Candidate]:
             yield _Candidate(text, tuple(name for name, _ in shown), file, shown)
 
 
+def _lines(known: Known) -> Iterator[_Candidate]:
+    for file, _, function in known.clear_functions():
+        text = _LINE.format(symbol=_symbol(function), path=file.path)
+        shown = ((function.name, function.row),)
+        yield _Candidate(text, (str(function.row + 1),), file, shown, is_line=True)
+
+
 def _hops(known: Known) -> Iterator[_Candidate]:
     for file, rows, function in known.clear_functions():
         if function.end >= rows:
@@ -264,7 +276,7 @@ class CodeTask:
 
         Raises TooShortError where the corpus, or the length, is too short.
         """
-        probes = [_question("", text, ()) for text in _PROBES]
+        probes = [Question("", f"\nQuestion: {text}", ()) for text in _PROBES]
         longest = max(self._measure.count([probe.text]) for probe in probes)
         haystack = self._corpus.haystack(self._measure.room(length, MAX_TOKENS, probes, INSTRUCTIONS))
         questions = self._questions(haystack, longest)
@@ -320,15 +332,13 @@ class CodeTask:
         if any(word not in place.text for (word, _), place in zip(candidate.shown, places, strict=True)):
             return None  # a line that was cut
         depth = haystack.depth(places[0], exact=True)
-        question = _question(key, candidate.text, candidate.answers, depth)
+        scoring: Literal["words", "lines"] = "lines" if candidate.is_line else "words"
+        text = f"\nQuestion: {candidate.text}"
+        question = Question(key, text, candidate.answers, depth, scoring=scoring)
         most = _LONGEST_PATH if candidate.answers == (candidate.file.path,) else _LONGEST
         if not _is_sound(question, most) or self._measure.count([question.text]) > longest:
             return None
         return question
-
-
-def _question(key: str, text: str, answers: tuple[str, ...], depth: float | None = None) -> Question:
-    return Question(key, f"\nQuestion: {text}", answers, depth, scoring="words")
 
 
 def _is_sound(question: Question, longest: int) -> bool:
@@ -357,6 +367,7 @@ _FINDERS: dict[str, Callable[[Known], Iterator[_Candidate]]] = {
     "code_constant": _constants,
     "code_caller": _callers,
     "code_signature": _signatures,
+    "code_line": _lines,
     "code_hop": _hops,
 }
 TASKS: dict[str, Callable[[Material, Measure, Scope], CodeTask]] = {

@@ -27,10 +27,10 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 class Question:
     """A question about a haystack. `id` tells it from the others of its task at its length.
 
-    A reply scores the share of `answers` in it: anywhere, case aside, as RULER scores (`contains`), or as
-    whole words outside of citations (`words`). `depth` is the share of the haystack's tokens that stand
-    before what is asked for, None if that is all over it. `lead` begins the model's turn, so that it
-    completes a sentence.
+    A reply scores the share of `answers` in it: anywhere, case aside, as RULER scores (`contains`), as whole
+    words outside of citations (`words`), or as whole words anywhere (`lines`). `depth` is the share of the
+    haystack's tokens that stand before what is asked for, None if that is all over it. `lead` begins the
+    model's turn, so that it completes a sentence.
     """
 
     id: str
@@ -38,15 +38,16 @@ class Question:
     answers: tuple[str, ...]
     depth: float | None = None
     lead: str = ""
-    scoring: Literal["contains", "words"] = "contains"
+    scoring: Literal["contains", "words", "lines"] = "contains"
 
     def score(self, reply: str) -> float:
         """Share of the answers that are in `reply`, 0 to 1."""
         if self.scoring == "words":
             reply = without_citations(reply)
-            found = [_has_words(reply, answer) for answer in self.answers]
-        else:
+        if self.scoring == "contains":
             found = [answer.casefold() in reply.casefold() for answer in self.answers]
+        else:
+            found = [_has_words(reply, answer) for answer in self.answers]
         return sum(found) / len(found)
 
 

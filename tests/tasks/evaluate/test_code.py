@@ -191,6 +191,19 @@ def test_the_same_seed_asks_the_same_and_others_do_not(library: Material, measur
         assert all(rows.count(row) <= 5 for row in rows)
 
 
+def test_the_line_of_a_definition_is_the_one_that_the_model_sees(library: Material, measure: Measure) -> None:
+    """The number in front of the line that holds the name, under the path that was asked about."""
+    (trial,) = trials_of("code_line", library, measure, Scope((4096,), samples=20))
+    text = "".join(parts_of(trial.chunks))
+    assert len(trial.questions) >= 10
+    for question in trial.questions:
+        match = re.search(r"the \w+ `(?:\w+\.)*(\w+)` begin in (\S+)\?", question.text)
+        assert match is not None
+        (file,) = re.findall(rf'<file path="{match[2]}">\n(.*?)</file>\n', text, re.DOTALL)
+        assert re.search(rf"^{question.answers[0]}: .*\b{match[1]}\b", file, re.MULTILINE)
+        assert question.score(f"It is at {match[2]}:{question.answers[0]}.") == 1
+
+
 FILES = {
     "client.py": (
         "TIMEOUT_SECONDS = 135\n\n\ndef fetch(address, retries=77, mode='binary'):\n"
@@ -211,6 +224,7 @@ def test_what_is_asked_of_two_small_files() -> None:
         "code_constant": [("135",), ("64",)],
         "code_caller": [("grow",), ("serve",)],
         "code_signature": [("address", "retries", "mode"), ("port", "host")],
+        "code_line": [("15",), ("18",)],  # of one digit, they would be guessed
         "code_hop": [("135",)],
     }
     text = "What is the default value of the parameter `retries` of the function `fetch` in client.py?"
