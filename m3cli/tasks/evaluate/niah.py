@@ -189,7 +189,10 @@ class _Together(_Niah):
 
 
 class _Lines(_Niah):
-    """multikey_2 and multikey_3: a haystack of needles, one a line, of which some are asked for."""
+    """multikey_2 and multikey_3: a haystack of needles, one a line, of which some are asked for.
+
+    Unlike RULER's, the last line is cut off where the room ends: whole lines would leave too much of it.
+    """
 
     def trials(self, length: int) -> Iterator[Trial]:
         """One trial, or more where its depth rows have fewer lines than samples are wanted."""
@@ -237,9 +240,9 @@ class _Lines(_Niah):
         starts = [0]
         for key, value in needles:
             starts.append(starts[-1] + len(needle_of(self._kind, key, value)) + 1)
-        fitting = bisect_left(starts, filler.after(0, room) + 1) - 1
-        starts = starts[: fitting + 1]
-        total = filler.count(0, starts[-1])
+        end = filler.after(0, room)  # in the middle of a line, which is not asked for
+        starts = starts[: bisect_left(starts, end + 1)]
+        total = filler.count(0, end)
         questions: list[Question] = []
         counts = []
         for row, (low, high) in enumerate(rows_of(self._scope)):
@@ -258,7 +261,7 @@ class _Lines(_Niah):
                 question = question_of(self._kind, f"{sample}.{row}.{number_in_row}", [key], [value])
                 depth = filler.count(0, starts[line]) / total
                 questions.append(replace(question, text=question.text[1:], depth=depth))
-        return self._trial(length, questions, filler.pieces(0, starts[-1])), counts
+        return self._trial(length, questions, filler.pieces(0, end)), counts
 
 
 def _make(name: str, material: Material, measure: Measure, scope: Scope) -> Task:

@@ -63,8 +63,7 @@ def test_laws_in_bytes(name: str, length: int, seed: int, kind: str) -> None:
     trials = trials_or_none(TASKS, name, length, text=MATERIALS[kind], scope=scope)
     assert trials or length < 1000
     for trial in trials:
-        # Whole lines of about 100 bytes are all that such a haystack is made of.
-        check_lengths(trial, BYTES, 0.02 + (130 / length if name in LINES else 0))
+        check_lengths(trial, BYTES, 0.02)
         check_answers(trial)
         check_needles(name, trial.parts)
         check_depths(trial)
@@ -78,8 +77,11 @@ def check_needles(name: str, parts: tuple[str, ...]) -> None:
     assert len({v for _, v in found}) == len(found)
     distinct = {k for k, _ in found}
     if keys is None:
-        assert len(distinct) == len(found) == haystack.count("\n")
-        assert not NEEDLE.sub("", haystack).strip("\n")
+        assert len(distinct) == len(found)
+        assert len(found) - haystack.count("\n") in (0, 1)  # the last line may be cut right at its end
+        cut = NEEDLE.sub("", haystack).strip("\n")
+        assert cut.startswith("One of"[: len(cut)])
+        assert "\n" not in cut
     else:
         assert (len(distinct), len(found)) == (keys, keys * values)
         assert all(haystack.count(v) == 1 for _, v in found)
@@ -104,7 +106,7 @@ def test_laws_with_a_real_tokenizer(smollm2: str, name: str, length: int) -> Non
     trials = trials_or_none(TASKS, name, length, measure=measure)
     assert trials or (name, length) == ("niah_multikey_3", 512)
     for trial in trials:
-        check_lengths(trial, measure, 0.02 + (60 / length if name in LINES else 0))
+        check_lengths(trial, measure, 0.02)
         check_answers(trial)
         check_needles(name, trial.parts)
         check_depths(trial, measure)
