@@ -194,8 +194,8 @@ class Context:
         """Choose what of the corpus goes before `question`, and how large a context that takes.
 
         With the strategy `auto`, no more than the model was found to use well. A `strategy` that is given is
-        what an earlier question led to. With `recap`, as the request
-        says of it. Raises DoesNotFitError, with the numbers, when it does not fit as `strategy` asks.
+        what an earlier question led to. With `recap`, there may be one, as the request says of it. Raises
+        DoesNotFitError, with the numbers, when it does not fit as `strategy` asks.
         """
         window, count = self._window, self.model.tokenizer.count_batch
         automatic = self.request.strategy == "auto" and strategy != "whole"
@@ -214,13 +214,10 @@ class Context:
             question=question,
             refined=lambda: self._refined,
         )
-        tokens, repeated = bare + pack.tokens, None
-        wanted = tokens >= RECAP_FROM if self.request.recap is None else self.request.recap
-        if recap and wanted and pack.strategy == "whole":
-            spare = min(RECAP_TOKENS, room - pack.tokens)
-            repeated = recap_of(self.corpus.chunks, question, count, spare)
-        if repeated is not None:
-            tokens += repeated.tokens
+        tokens = bare + pack.tokens
+        whole = pack.strategy == "whole"
+        again = self._recap(question, tokens, room - pack.tokens) if recap and whole else None
+        tokens += again.tokens if again is not None else 0
         return Packed(
             self.model,
             self.corpus,
@@ -228,13 +225,18 @@ class Context:
             tokens,
             window.answer,
             window.n_ctx(tokens),
-            repeated.parts if repeated is not None else (),
+            again.parts if again is not None else (),
             self._about_length(pack, tokens, cut=budget < room) if automatic else (),
-            sweeps=known is not None
-            and known.sweeps
-            and pack.strategy == "select"
-            and pack.tokens_needed <= _SWEPT,
+            sweeps=known is not None and known.sweeps and not whole and pack.tokens_needed <= _SWEPT,
         )
+
+    def _recap(self, question: str, tokens: int, room: int) -> Pack | None:
+        """What is repeated behind a prompt of so many tokens; None if nothing is."""
+        wanted = tokens >= RECAP_FROM if self.request.recap is None else self.request.recap
+        if not wanted:
+            return None
+        count = self.model.tokenizer.count_batch
+        return recap_of(self.corpus.chunks, question, count, min(RECAP_TOKENS, room))
 
     def _about_length(self, pack: Pack, tokens: int, *, cut: bool) -> tuple[str, ...]:
         """What the user should hear of how the model uses a prompt of so many tokens."""
