@@ -7,7 +7,7 @@ length. A haystack's tokens are computed once for all of its questions.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.events import (
@@ -32,8 +32,9 @@ from m3cli.tasks.evaluate.haystack import own_material, python_material
 from m3cli.tasks.evaluate.prompting import Prompter
 from m3cli.tasks.evaluate.results import Evaluation, Mode, Outcome, Run, Skipped
 from m3cli.tasks.evaluate.shown import Shown
-from m3cli.tasks.evaluate.store import Outcomes, outcome_key, remember
+from m3cli.tasks.evaluate.store import outcome_key, remember
 from m3cli.tasks.evaluate.trial import Scope, TooShortError
+from m3cli.tasks.evaluate.way import Cost, Way
 from m3cli.tasks.stepping import SteppingEngine
 from m3cli.tasks.sweep import LIST_TOKENS, Found, Window, passages_task
 from m3cli.tasks.sweep import search as sweep_search
@@ -41,11 +42,9 @@ from m3cli.tasks.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
-    from pathlib import Path
 
-    from m3cli.engine.events import Attention, EngineConfig, KVType
+    from m3cli.engine.events import EngineConfig, KVType
     from m3cli.tasks.context import ContextRequest, Prompt
-    from m3cli.tasks.evaluate.store import Variant
     from m3cli.tasks.evaluate.trial import Question, Task, Trial
     from m3cli.tasks.stepping import OpenEngine
     from m3cli.tasks.thinking import Kind
@@ -114,28 +113,6 @@ class _TimeUpError(Exception):
     """The time limit was reached."""
 
 
-@dataclass(slots=True)
-class _Way:
-    """One way to run the model, and what came of it so far."""
-
-    variant: Variant
-    config: EngineConfig
-    outcomes: dict[Mode, list[Outcome]] = field(default_factory=dict)
-    partial: int = 0  # the length that is being asked
-    _kept: Outcomes | None = None
-
-    def kept(self, state_dir: Path) -> Outcomes:
-        """The outcomes of this way that are kept from run to run."""
-        if self._kept is None:
-            self._kept = Outcomes(state_dir, self.variant)
-        return self._kept
-
-    def found_to_be(self, attention: Attention) -> None:
-        """Correct what was expected by what the engine says now that the model is loaded."""
-        if attention != self.variant.attention:
-            self.variant, self._kept = replace(self.variant, attention=attention), None
-
-
 class Evaluator:
     """An evaluation; `result` is what it has come to, also after an interruption. A context manager.
 
@@ -163,7 +140,7 @@ class Evaluator:
         self._complete = False
         self._description = ""
         self._haystack = ""
-        self._ways: list[_Way] = []
+        self._ways: list[Way] = []
         self._context = Context(replace(request.context, think=None), stdin)
         try:
             window = self._context.window
@@ -181,7 +158,7 @@ class Evaluator:
     def __exit__(self, *exc_info: object) -> None:
         self._context.close()
 
-    def _planned(self) -> list[_Way]:
+    def _planned(self) -> list[Way]:
         """The ways to run the model; lengths that nobody asked for are left out if they do not fit."""
         while True:
             try:
@@ -193,7 +170,7 @@ class Evaluator:
                 self._warn(f"{longest:,} tokens are left out: {error.message}")
                 self.lengths = tuple(shorter)
 
-    def _way(self, types: tuple[KVType, KVType] | None) -> _Way:
+    def _way(self, types: tuple[KVType, KVType] | None) -> Way:
         """How the model is loaded for a type of KV cache, for the longest length. Raises DoesNotFitError."""
         context, options = self._context, self._request.context.run
         if types is not None:
@@ -202,7 +179,7 @@ class Evaluator:
         config, told = context.engine_config(n_ctx, options)
         for note in told:
             self._warn(note)
-        return _Way(variant_of(context.digest, context.model.shape, config), config)
+        return Way(variant_of(context.digest, context.model.shape, config), config)
 
     def run(self) -> Iterator[EvalEvent]:
         """Stream the evaluation; the last event is the Evaluation, unless it is interrupted.
@@ -260,7 +237,7 @@ class Evaluator:
             warnings=tuple(self._warnings),
         )
 
-    def _runs(self, way: _Way) -> list[Run]:
+    def _runs(self, way: Way) -> list[Run]:
         variant = way.variant
         return [
             Run(
@@ -275,7 +252,7 @@ class Evaluator:
         ]
 
     def _measure(
-        self, way: _Way, tasks: dict[str, Task], prompter: Prompter
+        self, way: Way, tasks: dict[str, Task], prompter: Prompter
     ) -> Generator[EvalEvent, None, None]:
         with self._engine(way.config) as engine:
             for length in self.lengths:
@@ -295,7 +272,7 @@ class Evaluator:
         """The engine, which keeps to its configuration: another type of KV cache would be another result."""
         return SteppingEngine(self._open_engine, config, self._context.cache_config(), None)
 
-    def _try(self, way: _Way, engine: SteppingEngine, shown: Shown) -> Generator[EvalEvent, None, None]:
+    def _try(self, way: Way, engine: SteppingEngine, shown: Shown) -> Generator[EvalEvent, None, None]:
         """Ask all questions of a trial, mode by mode; a mode in which one does not fit is left out."""
         trial = shown.trial
         variant = way.variant
@@ -314,7 +291,7 @@ class Evaluator:
                 self._skip(trial.task, trial.length, f"{mode}: {error.message.rstrip('.')}")
 
     def _outcome(
-        self, way: _Way, engine: SteppingEngine, shown: Shown, question: Question, mode: Mode
+        self, way: Way, engine: SteppingEngine, shown: Shown, question: Question, mode: Mode
     ) -> Generator[EvalEvent, None, tuple[Outcome, bool]]:
         """How a question is answered, and whether that was known. Raises DoesNotFitError, _TimeUpError."""
         prompt, most = shown.prompt(mode, question), shown.max_tokens(mode)
@@ -343,7 +320,7 @@ class Evaluator:
 
     def _ask(
         self,
-        way: _Way,
+        way: Way,
         engine: SteppingEngine,
         shown: Shown,
         question: Question,
@@ -351,7 +328,7 @@ class Evaluator:
         prompt: Prompt,
     ) -> Generator[EvalEvent, None, Outcome]:
         """Have one question answered. Raises _TimeUpError."""
-        trial, cost = shown.trial, _Cost()
+        trial, cost = shown.trial, Cost()
         if mode == "sweep":
             prompt = yield from self._sweep(way, engine, shown, question, cost)
         run = Request(
@@ -384,7 +361,7 @@ class Evaluator:
         )
 
     def _sweep(
-        self, way: _Way, engine: SteppingEngine, shown: Shown, question: Question, cost: _Cost
+        self, way: Way, engine: SteppingEngine, shown: Shown, question: Question, cost: Cost
     ) -> Generator[EvalEvent, None, Prompt]:
         """Read the haystack in windows; the prompt with what they hold about the question."""
         trial = shown.trial
@@ -407,7 +384,7 @@ class Evaluator:
         return shown.prompt_about(found.passages, question)
 
     def _watched(
-        self, way: _Way, events: Iterator[_EngineOrSweep], cost: _Cost
+        self, way: Way, events: Iterator[_EngineOrSweep], cost: Cost
     ) -> Generator[_EngineOrSweep, None, None]:
         """Pass events on, and note what they cost. Raises _TimeUpError, KeyboardInterrupt when stopped."""
         restored = 0
@@ -441,7 +418,7 @@ class Evaluator:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise _TimeUpError
 
-    def _remember(self, way: _Way) -> None:
+    def _remember(self, way: Way) -> None:
         """Keep what follows from the outcomes, for `m3 ask`."""
         runs = dict(zip(self._modes, self._runs(way), strict=True))
         base = runs["select"].outcomes if "select" in runs else ()
@@ -452,22 +429,6 @@ class Evaluator:
             runs["whole"].groups(),
             {mode: gain for mode, gain in gains.items() if gain is not None},
         )
-
-
-@dataclass(slots=True)
-class _Cost:
-    """What one question took, in all of its prompts."""
-
-    prompt: int = 0
-    restored: int = 0
-    generated: int = 0
-    seconds: float = 0.0
-
-    def add(self, event: Finished) -> None:
-        self.prompt += event.prompt_tokens
-        self.restored += event.restored_tokens
-        self.generated += event.generated_tokens
-        self.seconds += event.prefill_seconds + event.decode_seconds
 
 
 def _names(trial: Trial, question: Question, mode: Mode) -> dict[str, Any]:
