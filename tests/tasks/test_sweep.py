@@ -33,7 +33,7 @@ from m3cli.prompt.layout import number_lines
 from m3cli.prompt.pack import pack_chunks
 from m3cli.tasks.ask import DENSE, Answer, AskEvent, AskRequest, Text
 from m3cli.tasks.configure import RunOptions
-from m3cli.tasks.context import Caching, Context, ContextRequest
+from m3cli.tasks.context import QUOTE_FIRST, Caching, Context, ContextRequest
 from m3cli.tasks.model import OpenModel, open_model
 from m3cli.tasks.sweep import (
     LIST_TOKENS,
@@ -216,8 +216,8 @@ def test_windows_are_the_same_for_all_questions(tree: Path, model: OpenModel) ->
             swept(asked, engine, window=10**6)
             *windows, last = engine.requests
             assert last.prefix == 0
-            assert all(question in text and "Then answer." not in text for text in engine.windows)
-            assert ("Then answer." in engine.prompts[-1]) == asked.context.quote_first
+            assert all(question in text and QUOTE_FIRST not in text for text in engine.windows)
+            assert (QUOTE_FIRST in engine.prompts[-1]) == asked.context.quote_first
         prefixes.append([list(asked.tokens[: asked.prefix]) for asked in windows])
     assert prefixes[0] == prefixes[1]
     assert len(prefixes[0]) > 3
