@@ -6,19 +6,15 @@ hash: paths and reasons come from other people's trees. The same pack gives the 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from importlib import resources
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from m3cli import __version__
 from m3cli.corpus.names import printable
 from m3cli.corpus.types import skip_counts
-from m3cli.report.text import amount
+from m3cli.report.page import own, page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,11 +71,13 @@ def render(result: PackResult, *, title: str, budget: int | None = None) -> str:
     root = _tree(pack.chunks, pack.chunk_tokens, pack.omitted)
     files = sorted(_files(root), key=lambda file: -file.tokens)
     types = _types(files)
-    script, style = _own("pack_report.js"), _own("pack_report.css")
     omitted = _omitted(pack.chunks, pack.omitted)
-    page: str = _template().render(
+    return page(
+        "pack_report.html.jinja",
+        script=own("pack_report.js"),
+        style=own("pack_report.css"),
+        filters={"percent": percent},
         title=printable(title),
-        version=__version__,
         facts=_facts(result, budget),
         notes=[printable(note) for note in corpus.notes],
         order=corpus.order,
@@ -94,13 +92,8 @@ def render(result: PackResult, *, title: str, budget: int | None = None) -> str:
         omitted_chunks=len(pack.omitted),
         skipped=_skipped(corpus.skips),
         skip_count=len(corpus.skips),
-        style=style,
-        script=script,
-        policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'",
         data=_json(_data(root, types)),
     )
-    return page
 
 
 def _tree(chunks: Sequence[Chunk], tokens: Sequence[int], omitted: Sequence[Chunk]) -> _Directory:
@@ -271,30 +264,6 @@ def _json(value: object) -> Any:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
-
-
-def _own(name: str) -> Any:
-    """A file of this package as it is; never anything from a pack."""
-    from markupsafe import Markup
-
-    return Markup(resources.files("m3cli.report").joinpath(name).read_text("utf-8"))
-
-
-def _hash(text: str) -> str:
-    """The source expression of CSP that allows `text` inline."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = lambda count: f"{count:,}"
-    environment.filters["percent"] = percent
-    environment.filters["amount"] = amount
-    return environment.from_string(_own("pack_report.html.jinja"))
 
 
 def percent(share: float) -> str:

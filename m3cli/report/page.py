@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m3cli import __version__
 from m3cli.report.text import amount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 def own(name: str) -> str:
@@ -24,8 +27,15 @@ def policy(script: str, style: str) -> str:
     )
 
 
-def page(template: str, *, script: str, style: str, **values: Any) -> str:
-    """The page that the Jinja `template` makes of `values`, which are all escaped."""
+def page(
+    template: str,
+    *,
+    script: str,
+    style: str,
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    **values: Any,
+) -> str:
+    """The page that the Jinja `template` makes of `values`, which are all escaped, with more `filters`."""
     import jinja2
     from markupsafe import Markup
 
@@ -34,6 +44,7 @@ def page(template: str, *, script: str, style: str, **values: Any) -> str:
     )
     environment.filters["number"] = lambda count: f"{count:,}"
     environment.filters["amount"] = amount
+    environment.filters.update(filters or {})
     made: str = environment.from_string(own(template)).render(
         version=__version__,
         policy=policy(script, style),
