@@ -47,6 +47,8 @@ class Settings:
 
     model: str | None = None
     models: Mapping[str, str] = field(default_factory=dict)
+    endpoint: str = ""
+    api_key_env: str = ""
     ctx: int = 0
     max_tokens: int = 0
     strategy: Literal["auto", "whole", "select", "sweep"] = "auto"
@@ -69,6 +71,7 @@ class Settings:
     mmap: bool = True
     mlock: bool = False
     lora: tuple[str, ...] = ()
+    server: bool = True
     cache: bool = True
     cache_size: int = 0
     checkpoint_every: int = 300

@@ -26,6 +26,8 @@ from transformers.models.minimax_m3_vl import (
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "tests" / "data" / "templates" / "minimax-m3.jinja"
+# Sources that do not change, so that the vocabulary does not, and with it what tests measure.
+TRAINING_TEXT = ROOT / "tests" / "data" / "review" / "sources"
 O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -150,7 +152,7 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_tokenizer() -> Tokenizer:
-    """Byte-level BPE of o200k's split, trained on m3's own sources."""
+    """Byte-level BPE of o200k's split, trained on sources in several languages."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -166,7 +168,7 @@ def train_tokenizer() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    sources = sorted((ROOT / "m3cli").rglob("*.py"))
+    sources = sorted(path for path in TRAINING_TEXT.rglob("*.*") if path.is_file())
     tokenizer.train_from_iterator((path.read_text("utf-8") for path in sources), trainer)
     tokenizer.add_tokens(added)
     return tokenizer

@@ -19,6 +19,7 @@ from m3cli.cli.pack import pack
 from m3cli.cli.plan import plan
 from m3cli.cli.quantize import quantize
 from m3cli.cli.review import review
+from m3cli.cli.serve import serve
 from m3cli.cli.warm import warm
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command()(review)
 app.command()(pack)
 app.command()(plan)
 app.command("eval")(evaluate)
+app.command()(serve)
 app.add_typer(model)
 app.add_typer(cache)
 app.add_typer(quantize)

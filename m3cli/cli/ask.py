@@ -15,6 +15,8 @@ from m3cli.errors import ExitCode, UsageError
 def ask(
     words: Annotated[list[str], typer.Argument(metavar="PATH... QUESTION", show_default=False)],
     model: options.Model = None,
+    endpoint: options.Endpoint = None,
+    api_key_env: options.APIKeyEnv = None,
     ref: options.Ref = None,
     strategy: options.Strategy = None,
     recap: options.Recap = None,
@@ -56,6 +58,7 @@ def ask(
     no_host: options.NoHost = None,
     mmap: options.MMap = None,
     mlock: options.MLock = None,
+    server: options.Server = None,
     cache: options.Cache = None,
     checkpoint_every: options.CheckpointEvery = None,
     price_in: options.PriceIn = None,
@@ -91,7 +94,7 @@ def ask(
         ref=ref,
         question=question,
     )
-    context = values.context_request(corpus, settings, allow_dense=allow_dense, answers=True)
+    context = values.context_request(corpus, settings, allow_dense=allow_dense, asks=True)
     request = AskRequest(question, context, values.sampling(settings))
     answer: Answer | None = None
     with AskConsole(

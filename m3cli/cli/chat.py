@@ -14,6 +14,8 @@ from m3cli.errors import UsageError
 def chat(
     paths: Annotated[list[str] | None, typer.Argument(metavar="PATH...", show_default=False)] = None,
     model: options.Model = None,
+    endpoint: options.Endpoint = None,
+    api_key_env: options.APIKeyEnv = None,
     ref: options.Ref = None,
     strategy: options.Strategy = None,
     order: options.Order = None,
@@ -53,6 +55,7 @@ def chat(
     no_host: options.NoHost = None,
     mmap: options.MMap = None,
     mlock: options.MLock = None,
+    server: options.Server = None,
     cache: options.Cache = None,
     checkpoint_every: options.CheckpointEvery = None,
     verbose: options.Verbose = False,
@@ -85,7 +88,7 @@ def chat(
         order=settings.order,
         ref=ref,
     )
-    context = values.context_request(corpus, settings, allow_dense=allow_dense, answers=True)
+    context = values.context_request(corpus, settings, allow_dense=allow_dense, asks=True)
     console = ChatConsole(answers_to=sys.stdout, quiet=quiet, verbose=verbose, show_thinking=show_thinking)
     with Chat(
         context,

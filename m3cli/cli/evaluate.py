@@ -136,7 +136,7 @@ def evaluate(
     from m3cli.tasks.evaluate.results import Evaluation
     from m3cli.tasks.evaluate.run import EvalRequest, Evaluator
 
-    settings = values.settings(locals())
+    settings = values.settings({**locals(), "server": False})
     corpus = None
     if paths or files_from is not None:
         corpus = values.corpus_request(

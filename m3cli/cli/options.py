@@ -357,6 +357,31 @@ MLock = Annotated[
     bool | None,
     typer.Option("--mlock", help="Keep the weights from being swapped out.", rich_help_panel=PLACE_PANEL),
 ]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Have an OpenAI-compatible server answer, e.g. http://HOST:8000/v1; --model is a name there.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+APIKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key-env",
+        metavar="NAME",
+        help="Environment variable that holds the key of --endpoint.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Server = Annotated[
+    bool | None,
+    typer.Option(
+        "--server/--no-server",
+        help="Use a running `m3 serve` of this model, if there is one (default).",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 PriceIn = Annotated[
     float | None,
     typer.Option(

@@ -168,6 +168,8 @@ def review(
         ),
     ] = None,
     model: options.Model = None,
+    endpoint: options.Endpoint = None,
+    api_key_env: options.APIKeyEnv = None,
     order: options.Order = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -190,6 +192,7 @@ def review(
     no_host: options.NoHost = None,
     mmap: options.MMap = None,
     mlock: options.MLock = None,
+    server: options.Server = None,
     cache: options.Cache = None,
     checkpoint_every: options.CheckpointEvery = None,
     quiet: options.Quiet = False,
@@ -230,7 +233,7 @@ def review(
     )
     request = ReviewRequest(
         changes,
-        values.context_request(corpus, settings, allow_dense=allow_dense),
+        values.context_request(corpus, settings, allow_dense=allow_dense, reviews=True),
         settings.review_context,
         check,
         wanted,

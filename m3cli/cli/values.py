@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from decimal import Decimal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from m3cli.corpus.corpus import CorpusRequest
     from m3cli.corpus.order import Order
     from m3cli.engine.events import CacheConfig, Engine, EngineConfig, Sampling
+    from m3cli.engine.remote import Endpoint
     from m3cli.engine.snapshots import SnapshotStore
     from m3cli.report.ask_console import AskConsole
     from m3cli.report.chat_console import ChatConsole
@@ -30,6 +32,20 @@ if TYPE_CHECKING:
 
 
 _ALL = 2**31 - 1  # layers
+# What says how a model runs on this machine.
+_HERE_ONLY = (
+    "kv_type",
+    "kv_type_v",
+    "ubatch",
+    "flash_attention",
+    "threads",
+    "lora",
+    "gpu_layers",
+    "cpu_moe_layers",
+    "override_tensor",
+    "tensor_split",
+    "main_gpu",
+)
 
 
 def settings(options: Mapping[str, object], project: Path | bytes | None = None) -> Settings:
@@ -132,31 +148,70 @@ def corpus_request(
 
 
 def context_request(
-    corpus: CorpusRequest | None, settings: Settings, *, allow_dense: bool, answers: bool = False
+    corpus: CorpusRequest | None,
+    settings: Settings,
+    *,
+    allow_dense: bool,
+    asks: bool = False,
+    reviews: bool = False,
 ) -> ContextRequest:
-    """How the model is to run on `corpus`, and, if it `answers` questions, how it is asked.
+    """How the model is to run on `corpus`, for a command that `asks` questions of it, `reviews`, or neither.
 
     Raises UsageError for settings that exclude each other.
     """
-    from m3cli.model.catalog import resolve
+    from m3cli.model.catalog import ModelRef, resolve
     from m3cli.settings import cache_dir
     from m3cli.tasks.context import Caching, ContextRequest
 
+    remote = _endpoint(settings) if asks or reviews else None
+    if remote is not None:
+        model = ModelRef(settings.model or "", Path(), "remote", remote.url)
+    else:
+        model = resolve(settings.model, settings.models)
     return ContextRequest(
         corpus=corpus,
-        model=resolve(settings.model, settings.models),
+        model=model,
+        endpoint=remote,
         state_dir=cache_dir(),
         strategy=settings.strategy,
         recap={"auto": None, "on": True, "off": False}[settings.recap],
-        quote_first=answers and settings.quote_first,
+        quote_first=asks and settings.quote_first,
         think=settings.think if "think" in settings.origins else None,
         ctx=settings.ctx,
         max_tokens=settings.max_tokens,
         run=run_options(settings, allow_dense=allow_dense),
+        servers=cache_dir() / "servers" if settings.server else None,
         caching=Caching(cache_dir(), settings.cache_size, settings.checkpoint_every)
         if settings.cache
         else None,
     )
+
+
+def _endpoint(settings: Settings) -> Endpoint | None:
+    """The server that answers in place of this machine, if one is named. Raises UsageError."""
+    from m3cli.engine.remote import Endpoint
+
+    if not settings.endpoint:
+        return None
+    given = [name for name in _HERE_ONLY if settings.origins.get(name, "").startswith("--")]
+    if given:
+        raise UsageError(
+            f"With --endpoint, the server decides how the model runs: --{given[0].replace('_', '-')} cannot.",
+            "Leave it out.",
+        )
+    key = api_key(settings.api_key_env) if settings.api_key_env else ""
+    return Endpoint.parse(settings.endpoint, api_key=key, model=settings.model)
+
+
+def api_key(name: str) -> str:
+    """The key that an environment variable holds. Raises UsageError."""
+    key = os.environ.get(name, "")
+    if not key.isascii() or not key.isprintable() or not key or " " in key:
+        raise UsageError(
+            f"The variable {name} of --api-key-env holds no key.",
+            f"Set it to one word of printable ASCII characters: export {name}=…",
+        )
+    return key
 
 
 def run_options(settings: Settings, *, allow_dense: bool = False) -> RunOptions:

@@ -43,6 +43,7 @@ def warm(
     no_host: options.NoHost = None,
     mmap: options.MMap = None,
     mlock: options.MLock = None,
+    server: options.Server = None,
     checkpoint_every: options.CheckpointEvery = None,
     json: options.Json = False,
     verbose: options.Verbose = False,

@@ -6,11 +6,11 @@ and `NotSaved` anywhere. A run that was asked to stop ends with `Stopped` instea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 # What opens and closes a model's reasoning, by family. Engines show these tokens, although they are
 # control tokens in most vocabularies: whoever reads the answer has to see where the reasoning ends.
@@ -110,6 +110,9 @@ class Request:
     `exact`, what is reused is cut back to where a run without reuse would have cut its batches, so that both
     compute the same numbers; without, all that agrees is reused. With a `schema`, a JSON schema as text, the
     answer is JSON that it describes, if `max_tokens` suffice.
+
+    For a server that makes its own tokens, `messages` are roles and texts, and `variables` go to its chat
+    template; `tokens` are then what m3 takes the prompt for.
     """
 
     tokens: Sequence[int]
@@ -120,6 +123,8 @@ class Request:
     exact: bool = True
     schema: str = ""
     save: bool = True
+    messages: tuple[tuple[str, str], ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +220,29 @@ class Stopped:
 
 
 Event = LoadProgress | Loaded | Restored | Prefilled | Saved | NotSaved | Token | Notice | Finished | Stopped
+_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+
+
+def event_message(event: Event) -> dict[str, Any]:
+    """An event as JSON, for another process."""
+    return {"event": type(event).__name__, **asdict(event)}
+
+
+def event_of(message: Mapping[str, Any]) -> Event:
+    """The event of such a message. Raises KeyError, TypeError for what is none."""
+    values = dict(message)
+    return _EVENTS[values.pop("event")](**values)
+
+
+def request_message(request: Request) -> dict[str, Any]:
+    """A request as JSON, but for its tokens."""
+    return {name: value for name, value in asdict(replace(request, tokens=())).items() if name != "tokens"}
+
+
+def request_of(message: Mapping[str, Any], tokens: Sequence[int]) -> Request:
+    """The request of such a message. Raises KeyError, TypeError for what is none."""
+    values = dict(message)
+    return Request(tokens, sampling=Sampling(**values.pop("sampling")), **values)
 
 
 class Engine(Protocol):
@@ -226,6 +254,10 @@ class Engine(Protocol):
         Raises ModelError or MachineError when the model cannot be loaded or its context not be
         made, EngineCrashError when the process that runs it dies.
         """
+        ...
+
+    def stop(self) -> None:
+        """Have the generation end with Stopped that runs in another thread, if one does."""
         ...
 
     def close(self) -> None:

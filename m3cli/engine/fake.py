@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from m3cli.engine.events import Finished, Loaded, LoadProgress, Prefilled, Token
+from m3cli.engine.events import Finished, Loaded, LoadProgress, Prefilled, Stopped, Token
 from m3cli.errors import DoesNotFitError
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ class FakeEngine:
         self._n_batch = n_batch
         self.requests: list[Request] = []
         self.closed = False
+        self._stopping = False
 
     def generate(self, request: Request) -> Iterator[Event]:
         """Stream the script. Raises DoesNotFitError as a real engine does."""
         self.requests.append(request)
+        self._stopping = False
         yield LoadProgress(1.0)
         yield Loaded(0.0, self._n_ctx, "fake", self._attention)
         total = len(request.tokens)
@@ -57,9 +59,17 @@ class FakeEngine:
             for encoded in [character.encode("utf-8")]
             for last, byte in zip([False] * (len(encoded) - 1) + [True], encoded, strict=True)
         ]
-        yield from tokens[: request.max_tokens]
+        for token in tokens[: request.max_tokens]:
+            if self._stopping:
+                yield Stopped(total, 0)
+                return
+            yield token
         reason: Literal["stop", "length"] = "stop" if len(tokens) <= request.max_tokens else "length"
         yield Finished(reason, total, min(len(tokens), request.max_tokens), 0.0, 0.0)
+
+    def stop(self) -> None:
+        """End the generation before its next token."""
+        self._stopping = True
 
     def close(self) -> None:
         """Note that it was closed."""

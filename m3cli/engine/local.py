@@ -8,11 +8,20 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from m3cli.engine import events
-from m3cli.engine.events import Finished, Loaded, LoadProgress, Notice, Prefilled, Stopped, Token
+from m3cli.engine.events import (
+    Finished,
+    Loaded,
+    LoadProgress,
+    Notice,
+    Prefilled,
+    Stopped,
+    Token,
+    event_of,
+    request_message,
+)
 from m3cli.engine.process import WorkerClient, WorkerDiedError, WorkerProcess
 from m3cli.engine.workarounds import extra_buffers_crash, remember_extra_buffers_crash
 from m3cli.errors import ImpossibleError, UsageError
@@ -40,7 +49,8 @@ class LocalEngine:
 
     With a `cache`, KV caches are kept on the disk between runs. Ctrl-C or SIGTERM ends a computation
     with Stopped, after which KeyboardInterrupt is raised; the worker lives on. A generator that is
-    closed before its end kills the worker at once, and so does a second Ctrl-C.
+    closed before its end kills the worker at once, and so does a second Ctrl-C. `stop` from another thread
+    ends a computation as the first does, and nothing is raised.
     """
 
     def __init__(
@@ -61,12 +71,16 @@ class LocalEngine:
         self._doing = ""
         self._running = False
         self._stopping = False  # the user has asked the run to end
+        self._reach = threading.Lock()  # of the worker, which another thread may want to stop
+        self._sent = False  # a request that can be stopped
+        self._stop_wanted = False  # by another thread
 
     def generate(self, request: Request) -> Iterator[Event]:
         """Stream the continuation of `request`; see Engine."""
         if self._running:
             raise RuntimeError("generate was called while another generation is running")
         self._running = True
+        self._sent = self._stop_wanted = False
         keep = False
         try:
             with self._signals():
@@ -121,13 +135,17 @@ class LocalEngine:
             "config": asdict(self._config),
             "cache": self._cache and asdict(self._cache),
             "extra_buffers": self._extra_buffers,
-            "request": {k: v for k, v in asdict(replace(request, tokens=())).items() if k != "tokens"},
+            "request": request_message(request),
         }
-        self._worker.send(message, pack_ids(request.tokens))
+        with self._reach:
+            self._worker.send(message, pack_ids(request.tokens))
+            self._sent = True
+            if self._stop_wanted:
+                self._worker.stop()
         generated = 0
         while True:
             reply, _ = self._worker.receive()
-            event: Event = getattr(events, reply.pop("event"))(**reply)
+            event = event_of(reply)
             match event:
                 case LoadProgress():
                     self._doing = "loading the model"
@@ -174,16 +192,25 @@ class LocalEngine:
     def _computing(self) -> bool:
         return self._doing.startswith(("reading", "generating"))
 
+    def stop(self) -> None:
+        """Have the generation end with Stopped that runs in another thread, if one does; see Engine."""
+        with self._reach:
+            self._stop_wanted = True
+            if self._running and self._sent and self._worker is not None:
+                self._worker.stop()
+
     def _kill(self) -> None:
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None
+        with self._reach:
+            if self._worker is not None:
+                self._worker.kill()
+                self._worker = None
 
     def close(self) -> None:
         """End the worker and free all it holds; may be called twice."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        with self._reach:
+            if self._worker is not None:
+                self._worker.close()
+                self._worker = None
 
     def __enter__(self) -> LocalEngine:
         return self

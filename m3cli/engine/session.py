@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # The first batch is small: if llama.cpp crashes on this CPU, it does so at once.
 _FIRST_BATCH = 32
 _WORTH_SAVING = 256  # tokens beyond what is saved already
+_WRITING = 1e9  # bytes a second; a cache that is computed again sooner than written is not saved
 # Settings that change neither the numbers in a KV cache nor their order; adapters do, by their content.
 _IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense", "mmap", "mlock", "lora"}
 
@@ -261,11 +262,13 @@ class Session:
             return
         if self._exact < count:  # another process could not compute the same
             return
-        begin = time.monotonic()
+        begin, nbytes = time.monotonic(), self._model.state_bytes()
+        if tokens_per_second and (count - self._saved) / tokens_per_second < nbytes / _WRITING:
+            return
         try:
             entry = self._store.save(
                 self._held,
-                self._model.state_bytes(),
+                nbytes,
                 lambda path: self._model.save_state(path, self._held),
                 label=request.label,
                 model=self._cache.model_name,

@@ -23,19 +23,19 @@ import signal
 import struct
 import sys
 import threading
-from dataclasses import asdict
 from importlib import import_module
 from itertools import chain
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from m3cli.engine.events import CacheConfig, EngineConfig, Event, Request, Sampling
+from m3cli.engine.events import CacheConfig, EngineConfig, event_message, request_of
 from m3cli.errors import M3Error
 from m3cli.model.tokens import pack_ids, unpack_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from m3cli.engine.events import Event
     from m3cli.engine.llama import Model
     from m3cli.engine.llama_dry_run import DryModel
     from m3cli.engine.session import Session
@@ -141,14 +141,12 @@ class Worker:
             os._exit(0)
 
     def _send_event(self, event: Event) -> None:
-        self._send({"event": type(event).__name__, **asdict(event)})
+        self._send(event_message(event))
 
     def _op_generate(self, message: Message, payload: bytes) -> None:
         cache = message["cache"] and CacheConfig(**message["cache"])
         session = self._load(config_of(message), message["extra_buffers"], cache)
-        sampling = Sampling(**message["request"].pop("sampling"))
-        request = Request(unpack_ids(payload), sampling=sampling, **message["request"])
-        for event in session.generate(request):
+        for event in session.generate(request_of(message["request"], unpack_ids(payload))):
             self._send_event(event)
 
     def _load(self, config: EngineConfig, extra_buffers: bool, cache: CacheConfig | None) -> Session:

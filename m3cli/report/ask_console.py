@@ -23,6 +23,7 @@ from m3cli.tasks.sweep import Window
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from typing_extensions import Self
 
     from m3cli.tasks.ask import AskEvent
     from m3cli.tasks.citations import Citation
@@ -51,7 +52,7 @@ class AskConsole:
         self._thinking = False
         self._restored: Restored | None = None
 
-    def __enter__(self) -> AskConsole:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -30,7 +30,7 @@ def ask_object(answer: Answer, costs: dict[str, float]) -> dict[str, Any]:
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "citations": [asdict(citation) for citation in answer.citations],
-        "model": model_object(packed.model.ref, packed.model.shape),
+        "model": model_object(packed.model),
         "pack": pack_object(packed),
         "usage": {
             "prompt_tokens": packed.prompt_tokens,
@@ -48,7 +48,7 @@ def warm_object(warmed: Warmed) -> dict[str, Any]:
     """`warmed` in plain values; see `ask.schema.json` for `model` and `pack`."""
     packed = warmed.packed
     return {
-        "model": model_object(packed.model.ref, packed.model.shape),
+        "model": model_object(packed.model),
         "pack": pack_object(packed),
         "tokens": warmed.tokens,
         "restored_tokens": warmed.restored_tokens,

@@ -15,12 +15,24 @@ if TYPE_CHECKING:
     from m3cli.errors import M3Error
     from m3cli.model.catalog import ModelRef
     from m3cli.model.shape import ModelShape
+    from m3cli.tasks.model import OpenModel
 
 _KV_TYPES = ("f16", "q8_0", "q4_0")
 
 
-def model_object(ref: ModelRef, shape: ModelShape) -> dict[str, Any]:
+def model_object(model: OpenModel) -> dict[str, Any]:
     """The facts that every answer carries, as `ask.schema.json` describes them."""
+    if model.file is None:
+        return {
+            "name": model.ref.name,
+            "endpoint": model.ref.endpoint,
+            "context_length": model.context_length,
+        }
+    return file_object(model.ref, model.file.shape)
+
+
+def file_object(ref: ModelRef, shape: ModelShape) -> dict[str, Any]:
+    """The facts of a model that has a file."""
     return {
         "name": ref.name,
         "path": str(ref.path),
@@ -36,7 +48,7 @@ def model_object(ref: ModelRef, shape: ModelShape) -> dict[str, Any]:
 def model_details(ref: ModelRef, shape: ModelShape, problem: M3Error | None = None) -> dict[str, Any]:
     """Everything that the header says, for `m3 model info --json`; `problem`: why it cannot be run."""
     details = {
-        **model_object(ref, shape),
+        **file_object(ref, shape),
         **asdict(shape),
         "name": ref.name,
         "title": shape.name,

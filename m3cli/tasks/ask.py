@@ -119,7 +119,7 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
             return
         packed = context.pack(request.question, recap=True)
         if packed.sweeps:
-            context.notes.append(SWEPT.format(model=context.request.model.name))
+            context.notes.append(SWEPT.format(model=context.model.ref.name))
             yield from sweep(request, context, open_engine=open_engine, started=started)
             return
         prompt = context.prompt(packed.pack.parts, request.question, recap=packed.recap)
@@ -143,7 +143,13 @@ def _remember(context: Context, config: EngineConfig, answer: Answer) -> None:
     """Keep how fast this was, for the plans to come, if there was enough of it to tell."""
     directory = context.request.state_dir
     prefilled = answer.packed.prompt_tokens - answer.restored_tokens
-    if directory is None or prefilled < _TELLING or answer.generated_tokens < 2:
+    if (
+        directory is None
+        or context.remote
+        or context.server
+        or prefilled < _TELLING
+        or answer.generated_tokens < 2
+    ):
         return
     measured = Measured(
         prefill=answer.timings.prefill / prefilled,
@@ -186,6 +192,8 @@ def answer(
         prefix=prompt.prefix if packed.pack.strategy == "whole" else 0,
         label=label,
         exact=exact,
+        messages=prompt.messages,
+        variables=prompt.variables,
     )
 
     # 1. reasoning is told apart while it streams

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.dry_run import DryRun
 from m3cli.engine.events import EngineConfig
@@ -15,7 +16,7 @@ from m3cli.plan.planner import UBATCHES, NoPlan, Plan, Planner, Wanted
 from m3cli.tasks.rates import machine_here, with_measured_rates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from m3cli.model.header import Header
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # With so much beside weights and KV cache there is nothing to decide: compute buffers take less.
 _PLENTY = 3_000_000_000
 _UBATCH = 512  # tokens, llama.cpp's default
+_CHANGES_ANSWERS = frozenset({"lora", "allow_dense", "flash_attention"})
 ANSWER = 500  # tokens of an answer, for the time that it takes
 
 
@@ -61,6 +63,22 @@ class RunOptions:
         """Whether anything is left for m3 to choose."""
         placed = self.tensor_overrides or self.tensor_split or self.main_gpu >= 0
         return self.flash_attention and not placed
+
+    def as_json(self) -> dict[str, Any]:
+        """These options as JSON holds them, which knows no tuples."""
+        options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return options
+
+    def agrees_with(self, other: Mapping[str, Any]) -> bool:
+        """Whether a model that runs with `other` options, as JSON, does what these ask for.
+
+        What these leave open may be anything, but for what changes the answers.
+        """
+        mine, default = self.as_json(), RunOptions().as_json()
+        return mine.keys() == other.keys() and all(
+            value == other[name] or (value == default[name] and name not in _CHANGES_ANSWERS)
+            for name, value in mine.items()
+        )
 
     def engine_config(self, header: Header, shape: ModelShape, n_ctx: int) -> EngineConfig:
         """The configuration of a context of `n_ctx` tokens where nothing is planned."""

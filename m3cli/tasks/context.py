@@ -6,14 +6,17 @@ the question, the prefix, are the same for every question, and their KV cache is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import Corpus, read_corpus
-from m3cli.engine.events import CacheConfig
+from m3cli.engine.events import CacheConfig, EngineConfig
+from m3cli.engine.remote import RemoteEngine
+from m3cli.engine.running import model_state, running_servers
+from m3cli.engine.served import ServedEngine, is_alive
 from m3cli.memo import Memo
 from m3cli.model.digest import model_digest
 from m3cli.plan.window import plan_window
@@ -26,6 +29,7 @@ from m3cli.prompt.thinking import think_variables
 from m3cli.tasks.configure import RunOptions, configured, stepped_down
 from m3cli.tasks.evaluate.effective import effective_context, variants_of
 from m3cli.tasks.model import open_model
+from m3cli.tasks.remote import REDACTED, open_remote
 from m3cli.tasks.stepping import SteppingEngine
 
 if TYPE_CHECKING:
@@ -33,12 +37,14 @@ if TYPE_CHECKING:
 
     from m3cli.corpus.corpus import CorpusRequest
     from m3cli.corpus.types import Chunk
-    from m3cli.engine.events import EngineConfig
+    from m3cli.engine.remote import Endpoint
+    from m3cli.engine.running import RunningServer
     from m3cli.model.catalog import ModelRef
     from m3cli.prompt.pack import Pack, Strategy
     from m3cli.prompt.thinking import ThinkMode
     from m3cli.tasks.evaluate.effective import Effective
     from m3cli.tasks.model import OpenModel
+    from m3cli.tasks.remote import RemoteModel
     from m3cli.tasks.stepping import OpenEngine
 
 INSTRUCTIONS = (
@@ -63,6 +69,7 @@ WHOLE_PAST_EFFECTIVE = (
     "{model} was found to use {length:,} tokens of context well on this machine (m3 eval): m3 ask reads all "
     "of this only with --strategy whole."
 )
+SERVED = "the m3 server at {url} answers, which runs this model already (--no-server does without it)"
 UNMEASURED = (
     "How much context {model} really uses is not known: of {tokens:,} tokens it may miss some. m3 eval "
     "measures it."
@@ -97,7 +104,9 @@ class ContextRequest:
 
     What `run` leaves open is chosen by what fits this machine; `state_dir` keeps what is measured of that,
     and without it nothing is chosen. `think` None is off as well, without a word about models that have no
-    switch for it. Without `caching` nothing is kept for another run, without a `corpus` nothing is read.
+    switch for it. Without `caching` nothing is kept for another run, without a `corpus` nothing is read. A
+    server of m3's that was announced in `servers` and runs this model as it is to run is used. With an
+    `endpoint`, a server there answers, and decides how the model runs: `model` is not looked at then.
     """
 
     corpus: CorpusRequest | None
@@ -111,6 +120,8 @@ class ContextRequest:
     run: RunOptions = field(default_factory=RunOptions)
     caching: Caching | None = None
     state_dir: Path | None = None
+    servers: Path | None = None
+    endpoint: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,35 +154,60 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, the first `prefix` of which do not depend on the question, and the text that ends them."""
+    """Token ids, the first `prefix` of which do not depend on the question, and the text that ends them.
+
+    For a server that makes its own tokens, also `messages`, roles and texts, and `variables`.
+    """
 
     tokens: list[int]
     prefix: int
     tail: str
+    messages: tuple[tuple[str, str], ...] = ()
+    variables: Mapping[str, object] = field(default_factory=dict)
 
 
 class Context:
     """A corpus that was read, and the model that it is asked with. A context manager.
 
-    `notes` is what the user should hear of reading it, `variables` what the chat template is given. Raises
-    CorpusError, ModelError, UsageError, DoesNotFitError for a context larger than the model's.
+    `notes` is what the user should hear of reading it, `variables` what the chat template is given. A `model`
+    that is open already stays open. Raises CorpusError, ModelError, UsageError, DoesNotFitError for a context
+    larger than the model's.
     """
 
-    def __init__(self, request: ContextRequest, stdin: Callable[[], bytes]) -> None:
+    def __init__(
+        self, request: ContextRequest, stdin: Callable[[], bytes], *, model: OpenModel | None = None
+    ) -> None:
         self.request = request
         memo = Memo.of(request.caching.directory) if request.caching else None
-        self.model = open_model(request.model, memo)
+        self._owned = model is None
+        self.remote: RemoteModel | None = None
+        if request.endpoint is not None:
+            self.remote = open_remote(request.endpoint, request.ctx, memo, request.state_dir)
+            self.model = self.remote.opened
+        else:
+            self.model = model or open_model(request.model, memo)
         try:
-            self._window = plan_window(self.model.shape.context_length, request.ctx, request.max_tokens)
+            self._window = plan_window(self.model.context_length, request.ctx, request.max_tokens)
             self.corpus = read_corpus(request.corpus, stdin) if request.corpus else Corpus((), (), (), ())
+            self.notes = [*self.corpus.notes, *self.model.notes]
+            if self.remote is not None:
+                self._prepare(self.remote)
+                return
             variables = think_variables(self.model.template, request.think or "off")
         except BaseException:
-            self.model.close()
+            self.close()
             raise
-        self.notes = [*self.corpus.notes, *self.model.notes]
         if request.think and variables is None:
-            self.notes.append(NO_SWITCH.format(mode=request.think, model=request.model.name))
-        self.variables = variables or {}
+            self.notes.append(NO_SWITCH.format(mode=request.think, model=self.model.ref.name))
+        self.variables: Mapping[str, object] = variables or {}
+
+    def _prepare(self, remote: RemoteModel) -> None:
+        """Take out of the corpus what must not leave."""
+        self.corpus = replace(self.corpus, chunks=remote.without_secrets(self.corpus.chunks))
+        self.variables = remote.variables(self.request.think)
+        self.notes += remote.notes
+        if count := sum(remote.redactor.counts.values()):
+            self.notes.append(REDACTED.format(count=count))
 
     def __enter__(self) -> Context:
         return self
@@ -181,7 +217,10 @@ class Context:
 
     def close(self) -> None:
         """End the tokenizer; may be called twice."""
-        self.model.close()
+        if self._owned:
+            self.model.close()
+        if self.remote is not None:
+            self.remote.server.close()
 
     def pack(
         self,
@@ -240,7 +279,7 @@ class Context:
 
     def _about_length(self, pack: Pack, tokens: int, *, cut: bool) -> tuple[str, ...]:
         """What the user should hear of how the model uses a prompt of so many tokens."""
-        known, name = self.effective, self.request.model.name
+        known, name = self.effective, self.model.ref.name
         if pack.strategy == "select":
             return (CUT_TO_EFFECTIVE.format(model=name, length=known.length),) if known and cut else ()
         if self.request.state_dir is None or tokens < RECAP_FROM:
@@ -256,13 +295,13 @@ class Context:
         known = self.effective if self.request.strategy == "auto" else None
         if known is None or known.length == known.longest or packed.prompt_tokens <= known.length:
             return ()
-        return (WHOLE_PAST_EFFECTIVE.format(model=self.request.model.name, length=known.length),)
+        return (WHOLE_PAST_EFFECTIVE.format(model=self.model.ref.name, length=known.length),)
 
     @cached_property
     def effective(self) -> Effective | None:
         """How much context the model was found to use well, run as it may be, if that was measured."""
         run, state_dir = self.request.run, self.request.state_dir
-        if state_dir is None:
+        if state_dir is None or self.remote is not None:
             return None
         config = run.engine_config(self.model.header, self.model.shape, 0)
         variants = variants_of(self.digest, self.model.shape, config, named=run.type_k is not None)
@@ -281,6 +320,10 @@ class Context:
         recap: Sequence[str] = (),
     ) -> Prompt:
         """Instructions, `parts` of the corpus and of a recap, what was said so far, and the question."""
+        if self.remote is not None:
+            shown = self.remote.redacted
+            parts, recap, question = list(map(shown, parts)), list(map(shown, recap)), shown(question)
+            history = [Turn(shown(turn.question), turn.answer) for turn in history]
         contents, repeated = tuple(map(Content, parts)), tuple(map(Content, recap))
         quote = f"\n{QUOTE_FIRST}" if self.request.quote_first else ""
         asked = [*(turn.question for turn in history), question]
@@ -292,7 +335,11 @@ class Context:
                 messages.append(Message("assistant", (Content(history[number].answer),)))
         # No part of a corpus looks like a recap or a question.
         varies = repeated[0] if repeated else messages[1].parts[-1]
-        return encode_prompt(self.model, messages, varies, self.variables)
+        prompt = encode_prompt(self.model, messages, varies, self.variables)
+        if self.remote is not None:
+            texts = [(each.role, "".join(part.text for part in each.parts)) for each in messages]
+            return replace(prompt, messages=tuple(texts), variables=self.variables)
+        return prompt
 
     @property
     def window(self) -> int:
@@ -324,15 +371,43 @@ class Context:
         As the request says, or by other `options`. Raises DoesNotFitError.
         """
         run, state_dir = options or self.request.run, self.request.state_dir
+        if self.remote is not None:
+            return EngineConfig("", n_ctx), ()
+        if (server := self._server_for(n_ctx)) is not None:
+            told = SERVED.format(url=server.url)
+            return run.engine_config(self.model.header, self.model.shape, n_ctx), (told,)
         if state_dir is None:
             return run.engine_config(self.model.header, self.model.shape, n_ctx), ()
         return configured(self.model, run, n_ctx, state_dir)
 
     def open(self, open_engine: OpenEngine, config: EngineConfig) -> SteppingEngine:
-        """The engine for `config`, which steps down once if memory is not there after all."""
+        """The engine for `config`: a server's, or one that steps down once if memory is not there."""
+        if (remote := self.remote) is not None:
+            endpoint, name = remote.server.endpoint, self.model.ref.name
+            return SteppingEngine(
+                lambda config, _: RemoteEngine(endpoint, name, config.n_ctx), config, None, None
+            )
+        if (server := self._server_for(config.n_ctx)) is not None:
+            return SteppingEngine(lambda config, _: ServedEngine(server, config.n_ctx), config, None, None)
         planned = self.request.state_dir is not None
         smaller = stepped_down(config, self.request.run) if planned else None
         return SteppingEngine(open_engine, config, self.cache_config(), smaller)
+
+    def _server_for(self, n_ctx: int) -> RunningServer | None:
+        """The server that answers for a context of so many tokens, if there is one."""
+        return self.server if self.server is not None and n_ctx <= self.server.n_ctx else None
+
+    @cached_property
+    def server(self) -> RunningServer | None:
+        """A running server of this model, run as it may be, that was found to be alive."""
+        if self.request.servers is None or self.remote is not None:
+            return None
+        wanted = (str(self.model.header.path.resolve()), model_state(self.model.header.path))
+        for server in running_servers(self.request.servers):
+            same = (server.model_path, server.model_state) == wanted
+            if same and self.request.run.agrees_with(server.run) and is_alive(server):
+                return server
+        return None
 
     def cache_config(self) -> CacheConfig | None:
         """Where KV caches of this model are kept, if they are."""
@@ -342,7 +417,7 @@ class Context:
         return CacheConfig(
             directory=str(caching.directory / "snapshots"),
             model_digest=self.digest,
-            model_name=self.request.model.name,
+            model_name=self.model.ref.name,
             max_bytes=caching.max_bytes,
             checkpoint_seconds=caching.checkpoint_seconds,
         )
@@ -366,7 +441,7 @@ def encode_prompt(
 ) -> Prompt:
     """The tokens of `messages` and of the start of the model's turn; `varies` begins what is not shared."""
     segments = model.template.render(messages, **variables)
-    place = segments.index(varies)
+    place = segments.index(varies) if varies in segments else 0
     encoded = encode_each(segments, model.tokenizer)
     last = segments[-1]
     return Prompt(

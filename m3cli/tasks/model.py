@@ -23,18 +23,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What a GGUF says of its model."""
+
+    header: Header
+    shape: ModelShape
+
+
+@dataclass(frozen=True, slots=True)
 class OpenModel:
     """What a prompt for this model is made with; its weights are not loaded.
 
-    A context manager: a tokenizer that llama.cpp runs in a worker ends with it.
+    `file` is None for a model of another machine. A context manager: a tokenizer that llama.cpp runs in a
+    worker ends with it.
     """
 
     ref: ModelRef
-    header: Header
-    shape: ModelShape
+    context_length: int
     tokenizer: Tokenizer
     template: ChatTemplate
     notes: tuple[str, ...]
+    file: ModelFile | None
+
+    @property
+    def header(self) -> Header:
+        """The header of the file; only for a model that has one."""
+        assert self.file is not None
+        return self.file.header
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape of the model; only for one that has a file."""
+        assert self.file is not None
+        return self.file.shape
 
     def __enter__(self) -> OpenModel:
         return self
@@ -73,7 +94,8 @@ def open_model(ref: ModelRef, memo: Memo | None = None) -> OpenModel:
         bos_token=_text(tokens, header.get_int("tokenizer.ggml.bos_token_id")),
         eos_token=_text(tokens, header.get_int("tokenizer.ggml.eos_token_id")),
     )
-    return OpenModel(ref, header, shape, tokenizer, template, tuple(notes))
+    file = ModelFile(header, shape)
+    return OpenModel(ref, shape.context_length, tokenizer, template, tuple(notes), file)
 
 
 def _text(tokens: Sequence[bytes], token_id: int | None) -> str:

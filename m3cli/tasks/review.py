@@ -252,7 +252,14 @@ def _answer(
     # Only a whole repository is worth saving: what is around a change begins no other prompt.
     prefix = prompt.prefix if run.request.mode == "repo" else 0
     asked = Request(
-        prompt.tokens, max_tokens, run.request.sampling, prefix, context.label, schema=json.dumps(schema)
+        prompt.tokens,
+        max_tokens,
+        run.request.sampling,
+        prefix,
+        context.label,
+        schema=json.dumps(schema),
+        messages=prompt.messages,
+        variables=prompt.variables,
     )
     restored = prefilled = 0
     finished: Finished | None = None

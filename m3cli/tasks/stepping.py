@@ -63,6 +63,10 @@ class SteppingEngine:
                 self._smaller = None  # the memory is there
             yield event
 
+    def stop(self) -> None:
+        """Have the generation end that runs in another thread; see Engine."""
+        self._engine.stop()
+
     def close(self) -> None:
         """Free everything; may be called twice."""
         self._engine.close()

@@ -144,6 +144,8 @@ def search(
             label=label,
             schema=json.dumps(passages_schema(pack.chunks)),
             save=save,
+            messages=prompt.messages,
+            variables=prompt.variables,
         )
         text: list[str] = []
         finished: Finished | None = None

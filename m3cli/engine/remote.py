@@ -1,0 +1,490 @@
+"""Models behind an OpenAI-compatible API: vLLM, SGLang, llama-server, `m3 serve`, hosted ones.
+
+Prompts go there as messages, and the server makes tokens of them. What does not change from one question to
+the next stands in front, so that the caches of prefixes that such servers have find it again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from m3cli.engine.events import THINK_TAGS, Finished, Loaded, Notice, Prefilled, Token
+from m3cli.errors import (
+    DoesNotFitError,
+    EngineCrashError,
+    ImpossibleError,
+    M3Error,
+    MachineError,
+    ModelError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import httpx2
+    from typing_extensions import Self
+
+    from m3cli.engine.events import Event, Request
+
+_ATTEMPTS = 5
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # what may be over at the next attempt
+_CONNECT_SECONDS = 15.0
+_REQUESTS = 8  # at a time, to the tokenizer
+_LARGEST_ANSWER = 64_000_000  # bytes of an object that is no stream
+_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+_OVERFLOW = re.compile(
+    r"context.{0,20}(length|size|window)|maximum context|too (long|many tokens)|exceed", re.I
+)
+_OPEN, _CLOSE = next(iter(THINK_TAGS.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server is: `url` up to the version, such as `http://127.0.0.1:8000/v1`.
+
+    `model` None is the first that it names. `patience` is how many seconds of silence end a request: a server
+    says nothing while it reads a long prompt.
+    """
+
+    url: str
+    api_key: str = field(default="", repr=False)
+    model: str | None = None
+    patience: float = 3600.0
+
+    @classmethod
+    def parse(cls, url: str, *, api_key: str = "", model: str | None = None) -> Self:
+        """An endpoint as a person writes it. Raises UsageError."""
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            right = False
+        if not right or parts.username is not None or parts.query or parts.fragment:
+            raise UsageError(
+                f"The endpoint {url.rsplit('@', maxsplit=1)[-1]!r} is no address of a server.",
+                "Write it as http://HOST:PORT/v1; a key is named with --api-key-env.",
+            )
+        path = parts.path.rstrip("/") or "/v1"
+        return cls(f"{parts.scheme}://{parts.netloc}{path}", api_key, model)
+
+    @property
+    def host(self) -> str:
+        """The host's name."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing leaves this machine."""
+        return bool(_LOOPBACK.fullmatch(self.host))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others can read what is sent."""
+        return not self.is_local and urlsplit(self.url).scheme != "https"
+
+
+class RemoteServer:
+    """The server at an endpoint; connections are kept between requests. A context manager.
+
+    `wait` passes the time between two attempts.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, wait: Callable[[float], None] = time.sleep) -> None:
+        self.endpoint = endpoint
+        self._wait = wait
+
+    @cached_property
+    def _http(self) -> httpx2.Client:
+        library = _library()
+        headers = {"User-Agent": "m3"}
+        if self.endpoint.api_key:
+            headers["Authorization"] = f"Bearer {self.endpoint.api_key}"
+        client: httpx2.Client = library.Client(
+            headers=headers,
+            timeout=library.Timeout(self.endpoint.patience, connect=_CONNECT_SECONDS),
+            trust_env=not self.endpoint.is_local,  # a proxy knows nothing of this machine's servers
+        )
+        return client
+
+    @property
+    def _root(self) -> str:
+        return self.endpoint.url.removesuffix("/v1")
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the server says of its models, the `id` of each at least. Raises M3Error."""
+        listed = self._object("GET", f"{self.endpoint.url}/models").get("data")
+        models = (
+            [each for each in listed if isinstance(each, dict) and isinstance(each.get("id"), str)]
+            if (isinstance(listed, list))
+            else []
+        )
+        if not models:
+            raise self._odd("it lists no models")
+        return models
+
+    def llama_context(self) -> int:
+        """Tokens of context that a llama-server has, which it tells in a place of its own; else 0."""
+        try:
+            facts = self._object("GET", f"{self._root}/props", patient=False)
+        except M3Error:
+            return 0
+        return _count(_object(facts.get("default_generation_settings")), "n_ctx", 0)
+
+    def tokenizer(self, model: str) -> RemoteTokenizer | None:
+        """The server's own tokenizer, if it offers one."""
+        tokenizer = RemoteTokenizer(self, model)
+        try:
+            return tokenizer if tokenizer.encode("m3") else None
+        except M3Error:
+            return None
+
+    def tokenize(self, model: str, text: str) -> list[int]:
+        """Token ids of a text by the server. Raises M3Error."""
+        # vLLM reads the first three, llama-server the last two.
+        body = {
+            "model": model,
+            "prompt": text,
+            "add_special_tokens": False,
+            "content": text,
+            "add_special": False,
+        }
+        tokens = self._object("POST", f"{self._root}/tokenize", body, patient=False).get("tokens")
+        if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+            raise self._odd("its tokenizer gives no token ids")
+        return tokens
+
+    def stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any] | Notice]:
+        """The chunks of a chat completion, and why an attempt is made again. Raises M3Error.
+
+        Once an answer has begun, it is not asked for again.
+        """
+        library = _library()
+        for attempt in range(1, _ATTEMPTS + 1):
+            began = False
+            try:
+                with self._http.stream(
+                    "POST", f"{self.endpoint.url}/chat/completions", json=body
+                ) as response:
+                    if response.status_code == 200:
+                        began = True
+                        yield from self._chunks(response)
+                        return
+                    response.read()
+                    self._check_passing(response, attempt)
+                    problem, pause = (
+                        f"it answered with status {response.status_code}",
+                        _pause(attempt, response),
+                    )
+            except library.TransportError as error:
+                problem, pause = _words(error), _pause(attempt)
+                if began:
+                    raise EngineCrashError(
+                        f"The connection to {self.endpoint.host} broke within an answer: {problem}.",
+                        "Run the command again.",
+                    ) from error
+                if attempt == _ATTEMPTS or isinstance(error, library.ReadTimeout):
+                    raise self._unreachable(problem) from error
+            yield Notice(f"{self.endpoint.host}: {problem}; trying again in {pause:.0f} s")
+            self._wait(pause)
+
+    def _chunks(self, response: httpx2.Response) -> Iterator[dict[str, Any]]:
+        if response.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
+            yield self._parsed(response.read())  # a server that does not stream
+            return
+        for line in response.iter_lines():
+            name, _, data = line.partition(":")
+            if name != "data" or not data.strip():
+                continue  # a comment, or a field that means nothing here
+            if data.strip() == "[DONE]":
+                return
+            chunk = self._parsed(data.encode())
+            if problem := chunk.get("error"):
+                words = problem.get("message") if isinstance(problem, dict) else problem
+                raise self._refused(400 if _OVERFLOW.search(str(words)) else 500, str(words))
+            yield chunk
+
+    def _object(
+        self, method: str, url: str, body: dict[str, Any] | None = None, *, patient: bool = True
+    ) -> dict[str, Any]:
+        library = _library()
+        attempts = _ATTEMPTS if patient else 1
+        for attempt in range(1, attempts + 1):
+            try:
+                response = self._http.request(method, url, json=body)
+                if response.status_code == 200:
+                    return self._parsed(response.content)
+                self._check_passing(response, attempt if patient else _ATTEMPTS)
+                pause = _pause(attempt, response)
+            except library.TransportError as error:
+                if attempt == attempts:
+                    raise self._unreachable(_words(error)) from error
+                pause = _pause(attempt)
+            self._wait(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _check_passing(self, response: httpx2.Response, attempt: int) -> None:
+        """Raise the error that an answer is, unless it may be over at the next attempt."""
+        if response.status_code not in _PASSING or attempt == _ATTEMPTS:
+            raise self._refused(response.status_code, _message(response))
+
+    def _parsed(self, data: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(data[:_LARGEST_ANSWER])
+        except (ValueError, RecursionError) as error:
+            raise self._odd("its answer is not JSON") from error
+        if not isinstance(value, dict):
+            raise self._odd("its answer is no JSON object")
+        return value
+
+    def _odd(self, problem: str) -> ModelError:
+        return ModelError(
+            f"The server at {self.endpoint.url} does not speak OpenAI's API: {problem}.",
+            "Check the address: it ends in /v1 with most servers.",
+        )
+
+    def _unreachable(self, problem: str) -> MachineError:
+        return MachineError(
+            f"The server at {self.endpoint.url} cannot be reached: {problem}.",
+            "Check that it runs, and the address, the proxy and the network.",
+        )
+
+    def _refused(self, status: int, words: str) -> M3Error:
+        said = f": {words.strip().rstrip('.')[:500]}" if words.strip() else ""
+        where = f"The server at {self.endpoint.url}"
+        if status in (401, 403):
+            hint = "Name the variable that holds a key with --api-key-env."
+            if self.endpoint.api_key:
+                hint = "Check the key in the variable of --api-key-env, and what it may use."
+            return UsageError(f"{where} does not let m3 in (status {status}){said}.", hint)
+        if status == 404:
+            return ModelError(
+                f"{where} has no such model or address (status 404){said}.",
+                "Check --model against its list of models, and that the address ends in /v1.",
+            )
+        if status == 413 or (status in (400, 422) and _OVERFLOW.search(words)):
+            return DoesNotFitError(
+                f"{where} takes no prompt of this size (status {status}){said}.",
+                "Tell m3 how much it takes with --ctx, or give fewer files.",
+            )
+        if status == 429:
+            return MachineError(
+                f"{where} is asked too much (status 429){said}.", "Wait, or ask for a higher limit there."
+            )
+        if status in (400, 422):
+            return ImpossibleError(
+                f"{where} does not take the request (status {status}){said}.",
+                "Leave out options that it may not know, such as --think or --top-k.",
+            )
+        if 300 <= status < 400:
+            return UsageError(
+                f"{where} is elsewhere (status {status}).", "Give the address that it is sent on to."
+            )
+        return MachineError(
+            f"{where} failed (status {status}){said}.", "Try again later, or look at its log."
+        )
+
+    def close(self) -> None:
+        """End the connections; may be called twice."""
+        if "_http" in self.__dict__:
+            self._http.close()
+
+
+class RemoteTokenizer:
+    """The tokenizer of a server: a Tokenizer, whose ids are for counting."""
+
+    bos_id: int | None = None
+
+    def __init__(self, server: RemoteServer, model: str) -> None:
+        self._server = server
+        self._model = model
+        self.name = f"{server.endpoint.url} {model}"
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. Raises M3Error."""
+        return self._server.tokenize(self._model, text) if text else []
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Ids of each text, for some of them at a time."""
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def count_batch(self, texts: Iterable[str]) -> list[int]:
+        """How many ids each text has."""
+        return list(map(len, self.encode_batch(texts)))
+
+    def encode_template(self, text: str) -> list[int]:
+        """Same as `encode`: the server has the chat template."""
+        return self.encode(text)
+
+
+class EstimatingTokenizer:
+    """A Tokenizer to count with: a token for every three bytes, more than most vocabularies make of code."""
+
+    name = "estimate"
+    bos_id: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """As many ids as a text is thought to have."""
+        return [0] * -(-len(text.encode("utf-8", "replace")) // 3)
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def count_batch(self, texts: Iterable[str]) -> list[int]:
+        """How many ids each text is thought to have."""
+        return list(map(len, self.encode_batch(texts)))
+
+    def encode_template(self, text: str) -> list[int]:
+        """Same as `encode`."""
+        return self.encode(text)
+
+
+class RemoteEngine:
+    """An Engine that has a server answer; of a Request it sends `messages`, not `tokens`."""
+
+    def __init__(self, endpoint: Endpoint, model: str, n_ctx: int) -> None:
+        self._server = RemoteServer(endpoint)
+        self._model = model
+        self._n_ctx = n_ctx
+
+    def generate(self, request: Request) -> Iterator[Event]:
+        """Stream the answer to `request`; see Engine. Raises M3Error for all that a server may do."""
+        yield Loaded(0.0, self._n_ctx, f"{self._model} at {self._server.endpoint.host}", "full")
+        total = len(request.tokens)
+        begin = time.monotonic()
+        yield Prefilled(0, total, 0.0)
+        usage: dict[str, Any] = {}
+        reason: Literal["stop", "length"] | None = None
+        first, pieces, thinking = 0.0, 0, False
+        for chunk in self._server.stream(self._body(request)):
+            if isinstance(chunk, Notice):
+                yield chunk
+                continue
+            usage = _object(chunk.get("usage")) or usage
+            choices = chunk.get("choices")
+            choice = _object(choices[0]) if isinstance(choices, list) and choices else {}
+            delta = _object(choice.get("delta")) or _object(choice.get("message"))
+            reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+            content = delta.get("content") or ""
+            text = ""
+            if isinstance(reasoning, str) and reasoning:
+                text = reasoning if thinking else f"{_OPEN}{reasoning}"
+                thinking = True
+            if isinstance(content, str) and content:
+                text += f"{_CLOSE}{content}" if thinking else content
+                thinking = False
+            if text:
+                if not pieces:
+                    first = time.monotonic()
+                    yield Prefilled(total, total, first - begin)
+                pieces += 1
+                yield Token(-1, text)
+            if ended := choice.get("finish_reason"):
+                reason = "length" if ended == "length" else "stop"
+                if ended == "content_filter":
+                    yield Notice(f"{self._server.endpoint.host} has cut the answer by its content filter.")
+        if reason is None:
+            raise EngineCrashError(
+                f"The server at {self._server.endpoint.url} ended its answer in the middle.",
+                "Run the command again, or look at the server's log.",
+            )
+        first = first or time.monotonic()
+        yield Finished(
+            reason,
+            _count(usage, "prompt_tokens", total),
+            _count(usage, "completion_tokens", pieces),
+            first - begin,
+            time.monotonic() - first,
+            _count(_object(usage.get("prompt_tokens_details")), "cached_tokens", 0),
+        )
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        sampling = request.sampling
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": role, "content": text} for role, text in request.messages],
+            "max_tokens": max(request.max_tokens, 1),
+            "temperature": sampling.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if sampling.temperature:
+            body |= {"top_p": sampling.top_p, "seed": sampling.seed}
+            if sampling.min_p:
+                body["min_p"] = sampling.min_p
+        if sampling.repeat_penalty != 1.0:
+            body["repetition_penalty"] = sampling.repeat_penalty
+        if request.schema:
+            schema = {"name": "answer", "strict": True, "schema": json.loads(request.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if request.variables:
+            body["chat_template_kwargs"] = dict(request.variables)
+        return body
+
+    def stop(self) -> None:
+        """Nothing: whoever reads the generation ends it by leaving."""
+
+    def close(self) -> None:
+        """End the connection; may be called twice."""
+        self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _library() -> Any:
+    try:
+        import httpx2
+    except ImportError as error:
+        raise MachineError(
+            "--endpoint needs the package httpx2, which is not installed.",
+            "Install it: pip install 'm3cli[remote]'.",
+        ) from error
+    return httpx2
+
+
+def _pause(attempt: int, response: httpx2.Response | None = None) -> float:
+    """Seconds before the next attempt: what the server asks for, else twice as long each time, at random."""
+    asked = response.headers.get("retry-after", "") if response is not None else ""
+    if re.fullmatch(r"\d{1,6}(\.\d{1,3})?", asked):
+        return min(float(asked), _LONGEST_PAUSE)
+    return float(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0))
+
+
+def _words(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _message(response: httpx2.Response) -> str:
+    """What a server says of an error, in any of the forms that servers use."""
+    try:
+        value = json.loads(response.content[:_LARGEST_ANSWER])
+    except (ValueError, RecursionError):
+        return ""
+    for key in ("error", "message", "detail"):
+        while isinstance(value, dict) and key in value:
+            value = value[key]
+    return value if isinstance(value, str) else ""
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(values: dict[str, Any], name: str, otherwise: int) -> int:
+    value = values.get(name)
+    return value if type(value) is int and value >= 0 else otherwise

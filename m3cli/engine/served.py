@@ -1,0 +1,119 @@
+"""The engine that a running `m3 serve` of the same user lends: its model is loaded, its context warm."""
+
+from __future__ import annotations
+
+import hmac
+import http.client
+import json
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from m3cli import errors
+from m3cli.engine.events import Finished, Stopped, event_of, request_message
+from m3cli.engine.running import proof
+from m3cli.errors import EngineCrashError, M3Error, MachineError
+from m3cli.model.tokens import pack_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+    from m3cli.engine.events import Event, Request
+    from m3cli.engine.running import RunningServer
+
+HELLO = "/m3/hello"
+GENERATE = "/m3/generate"
+NDJSON = "application/x-ndjson"
+_PATIENCE = 2.0  # seconds for a server to show that it is there
+# A server writes an empty line when it has had nothing to say for a while (serve.app.PING_SECONDS).
+_SILENCE = 120.0
+_LARGEST_LINE = 1_000_000  # bytes
+
+
+def is_alive(server: RunningServer) -> bool:
+    """Whether the process at the address of `server` is that server, and well."""
+    nonce = secrets.token_hex(16)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=_PATIENCE)
+    try:
+        connection.request("GET", f"{HELLO}?nonce={nonce}")
+        said = json.loads(connection.getresponse().read(_LARGEST_LINE))["proof"]
+        return isinstance(said, str) and hmac.compare_digest(
+            said.encode(), proof(server.secret, nonce).encode()
+        )
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return False
+    finally:
+        connection.close()
+
+
+class ServedEngine:
+    """An Engine of another process, which stays when this one ends.
+
+    What was computed of a generation that is left before its end is saved there, as at Ctrl-C here.
+    """
+
+    def __init__(self, server: RunningServer, n_ctx: int) -> None:
+        self._server = server
+        self._n_ctx = n_ctx
+
+    def generate(self, request: Request) -> Iterator[Event]:
+        """Stream the continuation of `request`; see Engine. Raises MachineError when the server is busy."""
+        head = json.dumps({"n_ctx": self._n_ctx, "request": request_message(request)})
+        connection = http.client.HTTPConnection(self._server.host, self._server.port, timeout=_SILENCE)
+        try:
+            connection.request(
+                "POST",
+                GENERATE,
+                body=head.encode() + b"\n" + pack_ids(request.tokens),
+                headers={
+                    "Authorization": f"Bearer {self._server.secret}",
+                    "Content-Type": "application/octet-stream",
+                },
+            )
+            response = connection.getresponse()
+            if response.status != 200:
+                raise self._refusal(response)
+            while line := response.readline(_LARGEST_LINE):
+                if not line.strip():
+                    continue
+                message = json.loads(line)
+                if "error" in message:
+                    raise getattr(errors, message["error"], M3Error)(message["message"], message["hint"])
+                event = event_of(message)
+                yield event
+                if isinstance(event, (Finished, Stopped)):
+                    return
+            raise self._gone("it ended in the middle of an answer")
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            raise self._gone(str(error) or type(error).__name__) from error
+        finally:
+            connection.close()
+
+    def _refusal(self, response: http.client.HTTPResponse) -> M3Error:
+        try:
+            said: Any = json.loads(response.read(_LARGEST_LINE))["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            said = f"it answered with status {response.status}"
+        return MachineError(
+            f"The m3 server at {self._server.url} did not take the request: {str(said).rstrip('.')}.",
+            "Try again later, or run the model in this process with --no-server.",
+        )
+
+    def _gone(self, reason: str) -> EngineCrashError:
+        return EngineCrashError(
+            f"The m3 server at {self._server.url} cannot be used any more: {reason.rstrip('.')}.",
+            "Run the command again; with --no-server it does without the server.",
+        )
+
+    def stop(self) -> None:
+        """Nothing: whoever reads the generation ends it by leaving."""
+
+    def close(self) -> None:
+        """Nothing is held between two generations."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Nothing is held."""

@@ -1,0 +1,1 @@
+"""`m3 serve`: one model, kept warm behind an HTTP API."""
