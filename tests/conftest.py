@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 settings.register_profile("m3", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("m3")
 
+# Tests run in as many processes as there are cores (scripts/test.sh), and each has cores of its own: two
+# models that share theirs wait for each other's threads most of the time.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    _number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    _own = _cores[_number :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, _own or _cores)
+
 # What is reviewed depends on these, and a test that is about them sets them itself.
 for _name in CI_VARIABLES:
     os.environ.pop(_name, None)
@@ -27,6 +35,11 @@ for _name in [name for name in os.environ if name.startswith("GIT_")]:
     del os.environ[_name]
 os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
 os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the longest file begin first, for else one process does it when the others have ended."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 @pytest.fixture(scope="session")

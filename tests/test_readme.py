@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -23,6 +25,7 @@ COMMANDS = [
     if line.startswith("$ ") and not line.startswith(("$ bash scripts/", "$ export "))
 ]
 
+COMMANDS = list(dict.fromkeys(COMMANDS))
 RECIPES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 COMMANDS += [
     line.strip()
@@ -71,14 +74,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_m3: Path) -> Path:
     return place
 
 
-# M3's sizes, and those that ask as much of the tiny one.
-SIZES = {"138GB": "5MB", "4k,16k,64k": "512"}
+# M3's sizes, and those that ask as much of the tiny one; one question of each kind.
+SIZES = {"138GB": "5MB", "4k,16k,64k": "512 --samples 1"}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_works(command: str, workplace: Path) -> None:
-    """Each line with a prompt runs as it stands, in a small window and with a short answer."""
-    environ = {
+@pytest.fixture(scope="module")
+def environ(workplace: Path) -> dict[str, str]:
+    """A small window and short answers."""
+    return {
         **{k: v for k, v in os.environ.items() if not k.startswith(("M3_", "GIT_"))},
         "HOME": str(workplace / "home"),
         "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
@@ -88,6 +91,11 @@ def test_a_command_of_the_readme_works(command: str, workplace: Path) -> None:
         "M3_MAX_TOKENS": "8",
         "GITHUB_STEP_SUMMARY": str(workplace / "summary.md"),
     }
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith("m3 serve")])
+def test_a_command_of_the_readme_works(command: str, workplace: Path, environ: dict[str, str]) -> None:
+    """Each line with a prompt runs as it stands."""
     done = subprocess.run(
         [
             "bash",
@@ -106,6 +114,18 @@ def test_a_command_of_the_readme_works(command: str, workplace: Path) -> None:
     )
     assert done.returncode in (ExitCode.DONE, ExitCode.CAP_REACHED), done.stderr
     assert done.stdout or any(words in command for words in ("-o ", "/dev/null", "m3 warm"))
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("m3 serve")])
+def test_a_server_of_the_readme_runs(command: str, workplace: Path, environ: dict[str, str]) -> None:
+    """It prints its address, and ends well when it is told to."""
+    with subprocess.Popen(
+        shlex.split(command), cwd=workplace, env=environ, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("http://127.0.0.1:")
+        server.send_signal(signal.SIGINT)
+        assert server.wait(240) == ExitCode.DONE
 
 
 def test_the_readme_has_commands() -> None:

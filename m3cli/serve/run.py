@@ -136,20 +136,20 @@ def _run(request: ServeRequest, service: Service, listener: socket.socket, conso
     logger = logging.getLogger("uvicorn.error")
     logger.propagate, logger.handlers = False, [logging.NullHandler()]  # Service.crashed tells what failed
     shown = f"[{host}]" if ":" in host else host
-    with _announced(request, service, host, port):
+    with _signals(server.end), _announced(request, service, host, port):
+        # The server itself asks first: who comes later finds the model loaded and the files computed.
+        first = Job(
+            prepared.request,
+            prepared.n_ctx,
+            lambda item: server.fail(item) if isinstance(item, Exception) else console.heard(item),
+        )
+        with suppress(ClosingError):  # a signal may have come
+            service.scheduler.submit(first)
         console.report(
             f"serving {' and '.join(service.model.names)}, up to {service.model.context.window:,} tokens of "
             "context; Ctrl-C ends it"
         )
         console.listening(f"http://{shown}:{port}/v1")
-        # The server itself asks first: who comes later finds the model loaded and the files computed.
-        service.scheduler.submit(
-            Job(
-                prepared.request,
-                prepared.n_ctx,
-                lambda item: server.fail(item) if isinstance(item, Exception) else console.heard(item),
-            )
-        )
         asyncio.run(server.serve(sockets=[listener]))
     if server.failure is not None:
         raise server.failure
@@ -169,19 +169,17 @@ class _Server(uvicorn.Server):
             self.failure = error
         self.should_exit = True
 
+    def end(self) -> None:
+        """End, as a signal asks for; a second one does not wait for answers."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        # Not here: a signal comes in the middle of anything.
+        threading.Thread(target=self._scheduler.close, args=(_SAVING_SECONDS,), daemon=True).start()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """In place of uvicorn's, which raises the signals again when it has ended."""
-
-        def end() -> None:
-            if self.should_exit:
-                self.force_exit = True
-            self.should_exit = True
-            # Not here: a signal comes in the middle of anything.
-            threading.Thread(target=self._scheduler.close, args=(_SAVING_SECONDS,), daemon=True).start()
-
-        with _signals(end):
-            yield
+        """Nothing in place of uvicorn's, which raises the signals again when it has ended."""
+        yield
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def test_dense_attention_is_noticed(tiny_gguf: Path, reference: Callable[[list[i
     assert not agrees(got[BUDGET : 2 * BUDGET], want[BUDGET : 2 * BUDGET])
 
 
-@pytest.mark.parametrize(("out_type", "difference"), [("bf16", 0.02), ("f16", 0.02), ("q8_0", 0.08)])
+@pytest.mark.parametrize(("out_type", "difference"), [("bf16", 0.03), ("f16", 0.02), ("q8_0", 0.08)])
 def test_other_types_are_close(
     tiny_m3: Path,
     tmp_path: Path,

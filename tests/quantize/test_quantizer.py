@@ -239,7 +239,7 @@ def test_weights_that_are_no_numbers(tiny_gguf: Path, tmp_path: Path) -> None:
         ({}, "Nothing says what to quantize to"),
         ({"mixture": "Q9"}, "There is no file type Q9"),
         ({"recipe": "none"}, "There is no recipe none"),
-        ({"budget": 1_000_000}, r"too small: the model takes 2,9\d\d,\d{3} bytes with the smallest types"),
+        ({"budget": 1_000_000}, r"too small: the model takes 2,904,544 bytes with the smallest types"),
         ({"budget": 10_000_000, "candidates": ("Q4_K", "Q99")}, "There is no type Q99"),
     ],
 )
