@@ -32,8 +32,11 @@ def serve(
         int, typer.Option(min=1, metavar="N", help="Refuse more requests than wait.", rich_help_panel=_PANEL)
     ] = 32,
     max_body: Annotated[
-        str, typer.Option(metavar="SIZE", help="Largest request.", rich_help_panel=_PANEL)
-    ] = "64M",
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Largest request (default: what the context takes).", rich_help_panel=_PANEL
+        ),
+    ] = None,
     time_limit: Annotated[
         str, typer.Option(metavar="TIME", help="Longest time for one answer.", rich_help_panel=_PANEL)
     ] = "24h",
@@ -125,7 +128,7 @@ def serve(
                 api_key=values.api_key(api_key_env) if api_key_env else "",
                 most_waiting=max_waiting,
                 limits=Limits(
-                    body_bytes=values.nbytes(max_body, "--max-body"),
+                    body_bytes=values.nbytes(max_body, "--max-body") if max_body else 0,
                     answer_seconds=values.seconds(time_limit, "--time-limit"),
                 ),
                 sampling=values.sampling(settings),

@@ -127,6 +127,8 @@ class LocalEngine:
     def _run(self, request: Request) -> Iterator[Event]:
         """One attempt. Raises WorkerDiedError."""
         self._doing = "starting"
+        if self._worker is not None and not self._worker.alive:
+            self._kill()  # it died while nothing was asked of it
         if self._worker is None:
             self._worker = WorkerProcess(self._command)
             self._proven = False
@@ -201,16 +203,16 @@ class LocalEngine:
 
     def _kill(self) -> None:
         with self._reach:
-            if self._worker is not None:
-                self._worker.kill()
-                self._worker = None
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.kill()
 
     def close(self) -> None:
         """End the worker and free all it holds; may be called twice."""
         with self._reach:
-            if self._worker is not None:
-                self._worker.close()
-                self._worker = None
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
 
     def __enter__(self) -> LocalEngine:
         return self

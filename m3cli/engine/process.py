@@ -112,8 +112,20 @@ class WorkerProcess:
                 f"The model process needs a temporary file, which cannot be made: {error}.",
                 "Make room, or point TMPDIR at a directory that can be written.",
             ) from error
-        request_read, request_write = os.pipe()
-        reply_read, reply_write = os.pipe()
+        try:
+            request_read, request_write = os.pipe()
+            try:
+                reply_read, reply_write = os.pipe()
+            except OSError:
+                os.close(request_read)
+                os.close(request_write)
+                raise
+        except OSError as error:
+            self._output.close()
+            raise MachineError(
+                f"The model process could not be started: {error}.",
+                "Have fewer files open, or raise the limit.",
+            ) from error
         # Linux would kill the worker with the thread that started it: right for the main thread only.
         die_with_parent = threading.current_thread() is threading.main_thread()
         self._requests = os.fdopen(request_write, "wb")
@@ -148,6 +160,11 @@ class WorkerProcess:
     def pid(self) -> int:
         """Process id of the worker."""
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         """Send a request. Raises WorkerDiedError."""

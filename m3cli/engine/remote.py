@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,11 +41,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # what may be over at the next attempt
 _CONNECT_SECONDS = 15.0
 _REQUESTS = 8  # at a time, to the tokenizer
-_LARGEST_ANSWER = 64_000_000  # bytes of an object that is no stream
+_LARGEST_ANSWER = 64_000_000  # bytes of an object, or of one piece of a stream
+_LARGEST_ERROR = 1_000_000  # bytes
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+_ADDRESS = re.compile(r"https?://(\[[^\]/\s]+\]|[^/\s\\:\[\]]+)(:\d*)?(/[^\s\\]*)?", re.I)
 _OVERFLOW = re.compile(
-    r"context.{0,20}(length|size|window)|maximum context|too (long|many tokens)|exceed", re.I
+    r"context.{0,20}(length|size|window|limit)|(prompt|input|messages?).{0,20}too (long|large)"
+    r"|too many tokens|maximum (prompt|input) length|reduce the length",
+    re.I,
 )
+_BROKEN_OFF = frozenset({"abort", "error"})  # how servers finish an answer that they did not complete
 _OPEN, _CLOSE = next(iter(THINK_TAGS.items()))
 
 
@@ -64,16 +70,16 @@ class Endpoint:
     @classmethod
     def parse(cls, url: str, *, api_key: str = "", model: str | None = None) -> Self:
         """An endpoint as a person writes it. Raises UsageError."""
+        hint = "Write it as http://HOST:PORT/v1; a key is named with --api-key-env."
+        if any(sign in url for sign in "@?#"):  # not shown: what stands there may be a secret
+            raise UsageError("The endpoint holds more than an address: a user or a query.", hint)
         try:
             parts = urlsplit(url)
-            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            right = bool(_ADDRESS.fullmatch(url)) and bool(parts.hostname) and parts.port != 0
         except ValueError:
             right = False
-        if not right or parts.username is not None or parts.query or parts.fragment:
-            raise UsageError(
-                f"The endpoint {url.rsplit('@', maxsplit=1)[-1]!r} is no address of a server.",
-                "Write it as http://HOST:PORT/v1; a key is named with --api-key-env.",
-            )
+        if not right:
+            raise UsageError(f"The endpoint {url!r} is no address of a server.", hint)
         path = parts.path.rstrip("/") or "/v1"
         return cls(f"{parts.scheme}://{parts.netloc}{path}", api_key, model)
 
@@ -106,6 +112,13 @@ class RemoteServer:
     @cached_property
     def _http(self) -> httpx2.Client:
         library = _library()
+        try:
+            library.URL(self.endpoint.url)
+        except (library.InvalidURL, UnicodeError) as error:
+            raise UsageError(
+                f"The endpoint {self.endpoint.url!r} is no address of a server: {_words(error)}.",
+                "Write it as http://HOST:PORT/v1.",
+            ) from error
         headers = {"User-Agent": "m3"}
         if self.endpoint.api_key:
             headers["Authorization"] = f"Bearer {self.endpoint.api_key}"
@@ -142,15 +155,15 @@ class RemoteServer:
 
     def tokenizer(self, model: str) -> RemoteTokenizer | None:
         """The server's own tokenizer, if it offers one."""
-        tokenizer = RemoteTokenizer(self, model)
         try:
-            return tokenizer if tokenizer.encode("m3") else None
+            return RemoteTokenizer(self, model) if self.tokenize(model, "m3", patient=False) else None
         except M3Error:
             return None
 
-    def tokenize(self, model: str, text: str) -> list[int]:
+    def tokenize(self, model: str, text: str, *, patient: bool = True) -> list[int]:
         """Token ids of a text by the server. Raises M3Error."""
         # vLLM reads the first three, llama-server the last two.
+        text = _clean(text)
         body = {
             "model": model,
             "prompt": text,
@@ -158,7 +171,7 @@ class RemoteServer:
             "content": text,
             "add_special": False,
         }
-        tokens = self._object("POST", f"{self._root}/tokenize", body, patient=False).get("tokens")
+        tokens = self._object("POST", f"{self._root}/tokenize", body, patient=patient).get("tokens")
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
             raise self._odd("its tokenizer gives no token ids")
         return tokens
@@ -179,39 +192,63 @@ class RemoteServer:
                         began = True
                         yield from self._chunks(response)
                         return
-                    response.read()
-                    self._check_passing(response, attempt)
+                    self._check_passing(response, attempt, _ATTEMPTS)
                     problem, pause = (
                         f"it answered with status {response.status_code}",
                         _pause(attempt, response),
                     )
-            except library.TransportError as error:
+            except library.RequestError as error:
                 problem, pause = _words(error), _pause(attempt)
                 if began:
                     raise EngineCrashError(
                         f"The connection to {self.endpoint.host} broke within an answer: {problem}.",
                         "Run the command again.",
                     ) from error
-                if attempt == _ATTEMPTS or isinstance(error, library.ReadTimeout):
-                    raise self._unreachable(problem) from error
+                self._check_reachable(error, attempt, _ATTEMPTS)
             yield Notice(f"{self.endpoint.host}: {problem}; trying again in {pause:.0f} s")
             self._wait(pause)
 
     def _chunks(self, response: httpx2.Response) -> Iterator[dict[str, Any]]:
-        if response.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
-            yield self._parsed(response.read())  # a server that does not stream
+        kind = response.headers.get("content-type", "").partition(";")[0].strip()
+        if kind == "application/json":
+            yield self._checked(self._parsed(self._content(response)))  # a server that does not stream
             return
-        for line in response.iter_lines():
-            name, _, data = line.partition(":")
-            if name != "data" or not data.strip():
+        found = False
+        for line in self._lines(response):
+            name, _, data = line.partition(b":")
+            data = data.strip()
+            if name != b"data" or not data:
                 continue  # a comment, or a field that means nothing here
-            if data.strip() == "[DONE]":
+            if data == b"[DONE]":
                 return
-            chunk = self._parsed(data.encode())
-            if problem := chunk.get("error"):
-                words = problem.get("message") if isinstance(problem, dict) else problem
-                raise self._refused(400 if _OVERFLOW.search(str(words)) else 500, str(words))
-            yield chunk
+            yield self._checked(self._parsed(data))
+            found = True
+        if not found and kind != "text/event-stream":
+            raise self._odd("its answer is neither JSON nor a stream of it")
+
+    def _lines(self, response: httpx2.Response) -> Iterator[bytes]:
+        """Lines as server-sent events have them; JSON may hold other characters that end lines of text."""
+        held = bytearray()
+        for piece in response.iter_bytes():
+            *ended, rest = re.split(rb"[\r\n]", piece)
+            for line in ended:
+                yield bytes(held + line)
+                held.clear()
+            held += rest
+            self._check_size(len(held))
+        if held:
+            yield bytes(held)
+
+    def _content(self, response: httpx2.Response) -> bytes:
+        content = bytearray()
+        for piece in response.iter_bytes():
+            content += piece
+            self._check_size(len(content))
+        return bytes(content)
+
+    def _check_size(self, nbytes: int) -> None:
+        if nbytes > _LARGEST_ANSWER:
+            raise self._odd(f"its answer is larger than {_LARGEST_ANSWER:,} bytes")
 
     def _object(
         self, method: str, url: str, body: dict[str, Any] | None = None, *, patient: bool = True
@@ -220,26 +257,49 @@ class RemoteServer:
         attempts = _ATTEMPTS if patient else 1
         for attempt in range(1, attempts + 1):
             try:
-                response = self._http.request(method, url, json=body)
-                if response.status_code == 200:
-                    return self._parsed(response.content)
-                self._check_passing(response, attempt if patient else _ATTEMPTS)
-                pause = _pause(attempt, response)
-            except library.TransportError as error:
-                if attempt == attempts:
-                    raise self._unreachable(_words(error)) from error
+                with self._http.stream(method, url, json=body) as response:
+                    if response.status_code == 200:
+                        return self._parsed(self._content(response))
+                    self._check_passing(response, attempt, attempts)
+                    pause = _pause(attempt, response)
+            except library.RequestError as error:
+                self._check_reachable(error, attempt, attempts)
                 pause = _pause(attempt)
             self._wait(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _check_passing(self, response: httpx2.Response, attempt: int) -> None:
+    def _check_reachable(self, error: Exception, attempt: int, attempts: int) -> None:
+        """Raise what a connection that failed means, unless it may work at the next attempt."""
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        if any(isinstance(each, ssl.SSLCertVerificationError) for each in causes):
+            raise MachineError(
+                f"The certificate of {self.endpoint.url} is not trusted here: {_words(error)}.",
+                "Check the address, or name the certificate of who signed it in SSL_CERT_FILE.",
+            ) from error
+        if attempt == attempts or isinstance(error, _library().ReadTimeout):
+            raise self._unreachable(_words(error)) from error
+
+    def _check_passing(self, response: httpx2.Response, attempt: int, attempts: int) -> None:
         """Raise the error that an answer is, unless it may be over at the next attempt."""
-        if response.status_code not in _PASSING or attempt == _ATTEMPTS:
+        if response.status_code not in _PASSING or attempt == attempts:
             raise self._refused(response.status_code, _message(response))
+
+    def _checked(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """A chunk that is no error. Raises M3Error."""
+        problem = chunk.get("error")
+        if not problem and chunk.get("object") != "error":
+            return chunk
+        words = _said(chunk)
+        code = _object(problem).get("code", chunk.get("code"))
+        if type(code) is not int or not 400 <= code < 600:
+            code = 400 if _OVERFLOW.search(words) else 500
+        raise self._refused(code, words)
 
     def _parsed(self, data: bytes) -> dict[str, Any]:
         try:
-            value = json.loads(data[:_LARGEST_ANSWER])
+            value = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise self._odd("its answer is not JSON") from error
         if not isinstance(value, dict):
@@ -259,6 +319,8 @@ class RemoteServer:
         )
 
     def _refused(self, status: int, words: str) -> M3Error:
+        if self.endpoint.api_key:  # which some servers repeat
+            words = words.replace(self.endpoint.api_key, "…")
         said = f": {words.strip().rstrip('.')[:500]}" if words.strip() else ""
         where = f"The server at {self.endpoint.url}"
         if status in (401, 403):
@@ -283,7 +345,7 @@ class RemoteServer:
         if status in (400, 422):
             return ImpossibleError(
                 f"{where} does not take the request (status {status}){said}.",
-                "Leave out options that it may not know, such as --think or --top-k.",
+                "Leave out options that it may not know, such as --think or --min-p.",
             )
         if 300 <= status < 400:
             return UsageError(
@@ -297,6 +359,12 @@ class RemoteServer:
         """End the connections; may be called twice."""
         if "_http" in self.__dict__:
             self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
 
 class RemoteTokenizer:
@@ -353,8 +421,10 @@ class EstimatingTokenizer:
 class RemoteEngine:
     """An Engine that has a server answer; of a Request it sends `messages`, not `tokens`."""
 
-    def __init__(self, endpoint: Endpoint, model: str, n_ctx: int) -> None:
-        self._server = RemoteServer(endpoint)
+    def __init__(
+        self, endpoint: Endpoint, model: str, n_ctx: int, *, wait: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._server = RemoteServer(endpoint, wait=wait)
         self._model = model
         self._n_ctx = n_ctx
 
@@ -365,35 +435,38 @@ class RemoteEngine:
         begin = time.monotonic()
         yield Prefilled(0, total, 0.0)
         usage: dict[str, Any] = {}
+        cached = 0
         reason: Literal["stop", "length"] | None = None
-        first, pieces, thinking = 0.0, 0, False
-        for chunk in self._server.stream(self._body(request)):
-            if isinstance(chunk, Notice):
-                yield chunk
-                continue
-            usage = _object(chunk.get("usage")) or usage
-            choices = chunk.get("choices")
-            choice = _object(choices[0]) if isinstance(choices, list) and choices else {}
-            delta = _object(choice.get("delta")) or _object(choice.get("message"))
-            reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
-            content = delta.get("content") or ""
-            text = ""
-            if isinstance(reasoning, str) and reasoning:
-                text = reasoning if thinking else f"{_OPEN}{reasoning}"
-                thinking = True
-            if isinstance(content, str) and content:
-                text += f"{_CLOSE}{content}" if thinking else content
-                thinking = False
-            if text:
-                if not pieces:
-                    first = time.monotonic()
-                    yield Prefilled(total, total, first - begin)
-                pieces += 1
-                yield Token(-1, text)
-            if ended := choice.get("finish_reason"):
-                reason = "length" if ended == "length" else "stop"
-                if ended == "content_filter":
-                    yield Notice(f"{self._server.endpoint.host} has cut the answer by its content filter.")
+        first, pieces = 0.0, 0
+        tags = _Tags(shown=not request.schema)
+        try:
+            for chunk in self._server.stream(self._body(request)):
+                if isinstance(chunk, Notice):
+                    yield chunk
+                    continue
+                usage = _object(chunk.get("usage")) or usage
+                cached = _count(_object(chunk.get("timings")), "cache_n", cached)  # llama-server's
+                choices = chunk.get("choices")
+                choice = _object(choices[0]) if isinstance(choices, list) and choices else {}
+                delta = _object(choice.get("delta")) or _object(choice.get("message"))
+                reasoning, content = _text(delta, "reasoning_content", "reasoning"), _text(delta, "content")
+                if reasoning or content:
+                    if not pieces:
+                        first = time.monotonic()
+                        yield Prefilled(total, total, first - begin)
+                    pieces += 1
+                if text := tags.around(reasoning, content):
+                    yield Token(-1, text)
+                ended = choice.get("finish_reason")
+                if ended and ended not in _BROKEN_OFF:
+                    reason = "length" if ended == "length" else "stop"
+                    if ended == "content_filter":
+                        yield Notice(
+                            f"{self._server.endpoint.host} has cut the answer by its content filter."
+                        )
+        except EngineCrashError:  # a connection that breaks behind the end of an answer
+            if reason is None:
+                raise
         if reason is None:
             raise EngineCrashError(
                 f"The server at {self._server.endpoint.url} ended its answer in the middle.",
@@ -406,14 +479,14 @@ class RemoteEngine:
             _count(usage, "completion_tokens", pieces),
             first - begin,
             time.monotonic() - first,
-            _count(_object(usage.get("prompt_tokens_details")), "cached_tokens", 0),
+            _count(_object(usage.get("prompt_tokens_details")), "cached_tokens", cached),
         )
 
     def _body(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
         body: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": role, "content": text} for role, text in request.messages],
+            "messages": [{"role": role, "content": _clean(text)} for role, text in request.messages],
             "max_tokens": max(request.max_tokens, 1),
             "temperature": sampling.temperature,
             "stream": True,
@@ -423,8 +496,8 @@ class RemoteEngine:
             body |= {"top_p": sampling.top_p, "seed": sampling.seed}
             if sampling.min_p:
                 body["min_p"] = sampling.min_p
-        if sampling.repeat_penalty != 1.0:
-            body["repetition_penalty"] = sampling.repeat_penalty
+        if sampling.repeat_penalty != 1.0:  # by the name that vLLM and SGLang have for it, and llama-server's
+            body |= dict.fromkeys(("repetition_penalty", "repeat_penalty"), sampling.repeat_penalty)
         if request.schema:
             schema = {"name": "answer", "strict": True, "schema": json.loads(request.schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -444,6 +517,27 @@ class RemoteEngine:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class _Tags:
+    """Puts reasoning between tags in front of the answer, as models without a server write it.
+
+    Reasoning that comes later has no place in an answer, nor has any in one whose form is given: `shown` off.
+    """
+
+    def __init__(self, *, shown: bool) -> None:
+        self._state: Literal["start", "thinking", "answer"] = "start" if shown else "answer"
+
+    def around(self, reasoning: str, content: str) -> str:
+        """The text of a piece of reasoning and one of the answer."""
+        text = ""
+        if reasoning and self._state != "answer":
+            text = reasoning if self._state == "thinking" else f"{_OPEN}{reasoning}"
+            self._state = "thinking"
+        if self._state != "answer" and content.strip():
+            text += _CLOSE if self._state == "thinking" else ""
+            self._state = "answer"
+        return text + content if self._state == "answer" else text
 
 
 def _library() -> Any:
@@ -470,19 +564,40 @@ def _words(error: Exception) -> str:
 
 
 def _message(response: httpx2.Response) -> str:
-    """What a server says of an error, in any of the forms that servers use."""
+    """What a server says of an error."""
+    content = bytearray()
+    for piece in response.iter_bytes():
+        content += piece
+        if len(content) > _LARGEST_ERROR:
+            return ""
     try:
-        value = json.loads(response.content[:_LARGEST_ANSWER])
+        return _said(json.loads(content))
     except (ValueError, RecursionError):
         return ""
-    for key in ("error", "message", "detail"):
+
+
+def _said(value: object) -> str:
+    """The words of an error, in any of the forms that servers use."""
+    for key in ("error", "message", "detail", "msg"):
         while isinstance(value, dict) and key in value:
             value = value[key]
+        if isinstance(value, list) and value:  # FastAPI lists what is wrong with each field
+            value = value[0]
     return value if isinstance(value, str) else ""
 
 
 def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _text(values: dict[str, Any], *names: str) -> str:
+    """The first text of these names that is not empty."""
+    return _clean(next((value for name in names if isinstance(value := values.get(name), str) and value), ""))
+
+
+def _clean(text: str) -> str:
+    """A text without halves of characters, which JSON can spell and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _count(values: dict[str, Any], name: str, otherwise: int) -> int:

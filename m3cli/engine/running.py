@@ -19,10 +19,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from m3cli import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 _FIELDS: dict[str, type] = {
+    "version": str,
     "pid": int,
     "machine": str,
     "host": str,
@@ -32,6 +35,7 @@ _FIELDS: dict[str, type] = {
     "model_state": list,
     "n_ctx": int,
     "run": dict,
+    "caches": bool,
     "started": float,
 }
 _LARGEST_FILE = 100_000  # bytes
@@ -42,9 +46,11 @@ class RunningServer:
     """A server at `host` and `port`, which serves contexts of up to `n_ctx` tokens.
 
     `run` is how its model runs, as JSON: two servers with the same answer alike. `model_state` is size and
-    time of change of the model file when it was opened.
+    time of change of the model file when it was opened. `caches` says whether it keeps KV caches on the disk.
+    Only commands of the same `version` of m3 speak with it.
     """
 
+    version: str
     pid: int
     machine: str
     host: str
@@ -54,6 +60,7 @@ class RunningServer:
     model_state: list[int]
     n_ctx: int
     run: dict[str, Any]
+    caches: bool
     started: float
 
     @property
@@ -109,7 +116,7 @@ def running_servers(directory: Path) -> list[RunningServer]:
         return []
     for path in paths:
         server = _read(path)
-        if server is None or server.machine != this_machine():
+        if server is None or server.machine != this_machine() or server.version != __version__:
             continue
         if _lives(server.pid):
             found.append(server)

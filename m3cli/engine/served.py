@@ -6,6 +6,8 @@ import hmac
 import http.client
 import json
 import secrets
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from m3cli import errors
@@ -34,17 +36,41 @@ _LARGEST_LINE = 1_000_000  # bytes
 def is_alive(server: RunningServer) -> bool:
     """Whether the process at the address of `server` is that server, and well."""
     nonce = secrets.token_hex(16)
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=_PATIENCE)
     try:
-        connection.request("GET", f"{HELLO}?nonce={nonce}")
-        said = json.loads(connection.getresponse().read(_LARGEST_LINE))["proof"]
-        return isinstance(said, str) and hmac.compare_digest(
-            said.encode(), proof(server.secret, nonce).encode()
-        )
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return _is_proof(_hello(server, nonce), server, nonce)
+    except OSError:
         return False
-    finally:
-        connection.close()
+
+
+def _is_proof(said: bytes, server: RunningServer, nonce: str) -> bool:
+    """Whether `said` shows that who said it knows the secret."""
+    try:
+        told = json.loads(said)["proof"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(told, str) and hmac.compare_digest(
+        told.encode("utf-8", "replace"), proof(server.secret, nonce).encode()
+    )
+
+
+def _hello(server: RunningServer, nonce: str) -> bytes:
+    """What is said at the address of `server`, by whoever it is: in bounded time and of bounded size.
+
+    http.client bounds the time of each piece, and there may be any number of them. Raises OSError.
+    """
+    end = time.monotonic() + _PATIENCE
+    said = bytearray()
+    host = server.url.removeprefix("http://")
+    with socket.create_connection((server.host, server.port), _PATIENCE) as connection:
+        connection.sendall(
+            f"GET {HELLO}?nonce={nonce} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+        )
+        while len(said) < _LARGEST_LINE and (left := end - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not (piece := connection.recv(65_536)):
+                break
+            said += piece
+    return bytes(said).partition(b"\r\n\r\n")[2]
 
 
 class ServedEngine:
@@ -60,8 +86,9 @@ class ServedEngine:
     def generate(self, request: Request) -> Iterator[Event]:
         """Stream the continuation of `request`; see Engine. Raises MachineError when the server is busy."""
         head = json.dumps({"n_ctx": self._n_ctx, "request": request_message(request)})
-        connection = http.client.HTTPConnection(self._server.host, self._server.port, timeout=_SILENCE)
+        connection = http.client.HTTPConnection(self._server.host, self._server.port, timeout=_PATIENCE)
         try:
+            self._check(connection)
             connection.request(
                 "POST",
                 GENERATE,
@@ -71,29 +98,49 @@ class ServedEngine:
                     "Content-Type": "application/octet-stream",
                 },
             )
-            response = connection.getresponse()
-            if response.status != 200:
-                raise self._refusal(response)
-            while line := response.readline(_LARGEST_LINE):
-                if not line.strip():
-                    continue
-                message = json.loads(line)
-                if "error" in message:
-                    raise getattr(errors, message["error"], M3Error)(message["message"], message["hint"])
-                event = event_of(message)
-                yield event
-                if isinstance(event, (Finished, Stopped)):
-                    return
+            with connection.getresponse() as response:
+                if response.status != 200:
+                    raise self._refusal(response)
+                while line := response.readline(_LARGEST_LINE):
+                    if not line.strip():
+                        continue
+                    event = self._event(line)
+                    yield event
+                    if isinstance(event, Finished):
+                        return
             raise self._gone("it ended in the middle of an answer")
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._gone(str(error) or type(error).__name__) from error
         finally:
             connection.close()
 
+    def _check(self, connection: http.client.HTTPConnection) -> None:
+        """Have who is at the other end of this very connection prove that it is the server."""
+        nonce = secrets.token_hex(16)
+        connection.request("GET", f"{HELLO}?nonce={nonce}")
+        said = connection.getresponse().read(_LARGEST_LINE)
+        # One that is closed behind it would be made anew, and not be this very connection.
+        if connection.sock is None or not _is_proof(said, self._server, nonce):
+            raise self._gone("another process is there now")
+        connection.sock.settimeout(_SILENCE)
+
+    def _event(self, line: bytes) -> Event:
+        """What a line of an answer says. Raises the error that it tells of, EngineCrashError."""
+        try:
+            message = json.loads(line)
+            if "error" in message:
+                raise getattr(errors, message["error"], M3Error)(message["message"], message["hint"])
+            event = event_of(message)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._gone("what it said is not of this version of m3") from error
+        if isinstance(event, Stopped):  # not by this command, which would not be here to hear of it
+            raise self._gone("it was told to end")
+        return event
+
     def _refusal(self, response: http.client.HTTPResponse) -> M3Error:
         try:
             said: Any = json.loads(response.read(_LARGEST_LINE))["error"]["message"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             said = f"it answered with status {response.status}"
         return MachineError(
             f"The m3 server at {self._server.url} did not take the request: {str(said).rstrip('.')}.",

@@ -10,8 +10,8 @@ of `{"event": …}` and then by an event Finished or Stopped, a `{"result": …}
 before it.
 
 The frames have pipes of their own, so nothing that native code prints can corrupt them. The worker
-ignores SIGINT, which a terminal sends to the whole group, and SIGTERM, which others do: the parent
-decides. It never outlives its parent: a thread reads the requests, and end of file there means that
+ignores SIGINT and SIGHUP, which a terminal sends to the whole group, and SIGTERM, which others do: the
+parent decides. It never outlives its parent: a thread reads the requests, and end of file there means that
 the parent is gone.
 """
 
@@ -227,7 +227,7 @@ def _die_with_parent() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve on the two file descriptors that end the argument list."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     requests, replies, die_with_parent = (sys.argv if argv is None else argv)[-3:]
     if die_with_parent == "1" and sys.platform == "linux":

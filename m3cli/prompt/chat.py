@@ -85,7 +85,7 @@ class ChatTemplate:
     def _run(self, messages: list[dict[str, str]], variables: Mapping[str, object]) -> str:
         try:
             return self._compiled.render(
-                messages=messages, add_generation_prompt=True, **{**self._tokens, **variables}
+                {**self._tokens, **variables, "messages": messages, "add_generation_prompt": True}
             )
         except Exception as error:
             raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from m3cli.report.ask_console import AskConsole
@@ -11,6 +12,9 @@ from m3cli.report.text import printable
 
 if TYPE_CHECKING:
     from m3cli.engine.events import Event
+
+# The terminal or the reader of a pipe has gone; rich would end the process.
+_NOBODY_LISTENS = (OSError, ValueError, SystemExit)
 
 
 class ServeConsole(AskConsole):
@@ -23,20 +27,25 @@ class ServeConsole(AskConsole):
 
     def listening(self, url: str) -> None:
         """The server can be reached now."""
-        self._address_to.write(f"{url}\n")
-        self._address_to.flush()
+        with suppress(OSError, ValueError):
+            self._address_to.write(f"{url}\n")
+            self._address_to.flush()
 
     def heard(self, event: Event) -> None:
         """An event of reading the files."""
-        self.show(event)
+        with suppress(*_NOBODY_LISTENS):
+            self.show(event)
 
     def report(self, sentence: str) -> None:
         """A line with the time of day."""
-        self.note(f"{time.strftime('%H:%M:%S')} {sentence}")
+        with suppress(*_NOBODY_LISTENS):
+            self.note(f"{time.strftime('%H:%M:%S')} {sentence}")
 
     def crashed(self, error: BaseException) -> None:
         """A defect of the server: told even when it is quiet, as the client is not told what it was."""
-        self._stderr.print("error:", style="bold red", end=" ")
-        self._stderr.print(printable(f"an answer failed: {type(error).__name__}: {error}"), markup=False)
-        if self._debug:
-            traceback.print_exception(error)
+        with suppress(*_NOBODY_LISTENS):
+            self._stderr.print("error:", style="bold red", end=" ")
+            words = printable(f"an answer failed: {type(error).__name__}: {error}")
+            self._stderr.print(words, markup=False)
+            if self._debug:
+                traceback.print_exception(error)

@@ -32,15 +32,22 @@ class StopScanner:
         if self.found:
             return ""
         self._held += text
-        places = [place for place in map(self._held.find, self._stops) if place >= 0]
-        if places:
-            self.found = True
-            return self._cut(min(places))
-        return self._cut(len(self._held) - self._begun())
+        place, begun = self._place(), len(self._held) - self._begun()
+        # One that begins before it and is not complete yet would be the first.
+        self.found = place is not None and place <= begun
+        return self._cut(begun if place is None else min(place, begun))
 
     def flush(self) -> str:
         """What was held back when the stream has ended."""
-        return "" if self.found else self._cut(len(self._held))
+        if self.found:
+            return ""
+        place = self._place()
+        self.found = place is not None
+        return self._cut(len(self._held) if place is None else place)
+
+    def _place(self) -> int | None:
+        """Where the first stop text begins, if there is one."""
+        return min((place for place in map(self._held.find, self._stops) if place >= 0), default=None)
 
     def _begun(self) -> int:
         """Characters at the end that may be the beginning of a stop text."""
@@ -125,7 +132,7 @@ class Reading:
             yield from self._pieces(self._splitter.flush() if self._splitter else [])
             if rest := self._scanner.flush():
                 yield "answer", rest
-            self.reason = self.reason or event.reason
+            self.reason = "stop" if self._scanner.found else event.reason
         elif isinstance(event, Stopped):
             raise ClosingError("The server is shutting down.", "Ask again when it is back.")
 
@@ -161,7 +168,7 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
     elif isinstance(error, UsageError):
         status, message = 400, str(error)
     elif isinstance(error, ImpossibleError):
-        status, message, code = 503, str(error), "impossible"
+        status, message, code = 500, str(error), "impossible"
     elif isinstance(error, M3Error):
         message, code = str(error), "engine_failed"
     kind = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}

@@ -9,10 +9,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -20,12 +23,12 @@ from m3cli import __version__
 from m3cli.engine.events import Finished, Prefilled, Sampling, Stopped, Token, event_message, request_of
 from m3cli.engine.running import proof
 from m3cli.engine.served import GENERATE, HELLO, NDJSON
-from m3cli.errors import M3Error
+from m3cli.errors import M3Error, MachineError
 from m3cli.model.tokens import unpack_ids
 from m3cli.serve.answers import Answer, Reading, error_of
 from m3cli.serve.calls import chat_call, completion_call
 from m3cli.serve.fields import RequestError, parse_object
-from m3cli.serve.guard import Guard, read_body
+from m3cli.serve.guard import PAGES, Guard, read_body
 from m3cli.serve.metrics import CONTENT_TYPE, Metrics
 from m3cli.serve.model import Prepared
 from m3cli.serve.scheduler import Job, Scheduler
@@ -40,15 +43,21 @@ if TYPE_CHECKING:
     from m3cli.serve.calls import Call
     from m3cli.serve.model import ServedModel
 
+_LEAST_BODY = 1_000_000
+_BYTES_PER_TOKEN = 40  # of JSON, in which many characters are spelled with six
 PING_SECONDS = 10.0  # of silence, after which a line without meaning keeps a connection open
+_READING_SECONDS = 60.0  # that a client has for what is left when an answer has ended
 _DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes of a request, seconds in which it has to be sent, seconds that an answer may take."""
+    """Bytes of a request, seconds in which it has to be sent, seconds that an answer may take.
 
-    body_bytes: int = 64_000_000
+    `body_bytes` 0 is what a prompt that fills the context may take.
+    """
+
+    body_bytes: int = 0
     body_seconds: float = 60.0
     answer_seconds: float = 86_400.0
 
@@ -73,7 +82,7 @@ class Service:
 def make_app(service: Service) -> ASGIApp:
     """The application of a server."""
     routes = _Routes(service)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
@@ -86,16 +95,23 @@ def make_app(service: Service) -> ASGIApp:
             Route(GENERATE, routes.generate, methods=["POST"]),
         ],
         middleware=[
-            Middleware(_Counting, metrics=service.metrics),
+            Middleware(
+                CORSMiddleware,
+                allow_origin_regex=PAGES.pattern,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+            ),
             Middleware(Guard, api_key=service.api_key, secret=service.secret, loopback=service.loopback),
         ],
         exception_handlers={
             RequestError: _on_error,
             M3Error: _on_error,
             HTTPException: _on_http_error,
+            ClientDisconnect: _on_disconnect,
             Exception: routes.on_defect,
         },
     )
+    return _Counting(app, service.metrics)
 
 
 class _Routes:
@@ -103,6 +119,8 @@ class _Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        window = service.model.context.window
+        self._most_bytes = service.limits.body_bytes or max(_LEAST_BODY, window * _BYTES_PER_TOKEN)
 
     async def models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": list(map(self._about, self._service.model.names))})
@@ -112,12 +130,15 @@ class _Routes:
 
     async def health(self, _request: Request) -> Response:
         scheduler = self._service.scheduler
-        return JSONResponse({"status": "ok", "running": scheduler.running, "waiting": scheduler.waiting})
+        status = {"status": "ok", "running": scheduler.running, "waiting": scheduler.waiting}
+        return JSONResponse(status) if scheduler.alive else JSONResponse({"status": "failed"}, 503)
 
     async def metrics(self, _request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type=CONTENT_TYPE)
 
     async def hello(self, request: Request) -> Response:
+        if not self._service.loopback:  # m3's commands look for servers of their own machine
+            raise HTTPException(404)
         nonce = request.query_params.get("nonce", "")[:100]
         return JSONResponse({"m3": __version__, "proof": proof(self._service.secret, nonce)})
 
@@ -129,12 +150,14 @@ class _Routes:
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": window})
 
     async def chat(self, request: Request) -> Response:
+        self._service.scheduler.check_room()
         call = chat_call(parse_object(await self._body(request)), self._service.sampling)
         self._known(call.call.model)
         prepared = await anyio.to_thread.run_sync(self._service.model.chat, call)
         return await self._answer(request, call.call, prepared, "chat.completion")
 
     async def completion(self, request: Request) -> Response:
+        self._service.scheduler.check_room()
         call = completion_call(parse_object(await self._body(request)), self._service.sampling)
         self._known(call.call.model)
         prepared = await anyio.to_thread.run_sync(self._service.model.completion, call)
@@ -144,7 +167,7 @@ class _Routes:
         """What ServedEngine asks: a line of JSON, then token ids; the events, each a line of JSON."""
         head, _, tokens = (await self._body(request)).partition(b"\n")
         fields = parse_object(head)
-        n_ctx = fields.integer("n_ctx", 1, 2**31 - 1) or 1
+        n_ctx = fields.integer("n_ctx", 1, self._service.model.context.window) or 1
         try:
             asked = request_of(fields.raw("request"), unpack_ids(tokens))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -178,7 +201,7 @@ class _Routes:
 
     async def _body(self, request: Request) -> bytes:
         limits = self._service.limits
-        return await read_body(request, most=limits.body_bytes, seconds=limits.body_seconds)
+        return await read_body(request, most=self._most_bytes, seconds=limits.body_seconds)
 
     async def _answer(self, request: Request, call: Call, prepared: Prepared, kind: str) -> Response:
         tail = prepared.tail if kind == "chat.completion" else None
@@ -216,6 +239,7 @@ class _Events:
         self._job = Job(prepared.request, prepared.n_ctx, deliver)
         self._ended = False
         self._generated = 0
+        self._getting: asyncio.Future[Event | Exception] | None = None
         service.scheduler.submit(self._job)
 
     async def first(self) -> Event | None:
@@ -234,18 +258,26 @@ class _Events:
         finally:
             self.leave()
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the answer has taken too long."""
+        return self._started + self._service.limits.answer_seconds - time.monotonic()
+
     async def _next(self) -> Event | None:
-        left = self._started + self._service.limits.answer_seconds - time.monotonic()
+        left = self.seconds_left
         if left <= 0:
             raise RequestError("The answer took longer than this server allows.", status=504, code="timeout")
-        try:
-            item = await asyncio.wait_for(self._queue.get(), min(PING_SECONDS, left))
-        except asyncio.TimeoutError:
+        # Not asyncio.wait_for: before Python 3.12 it may swallow that the client has gone.
+        if self._getting is None:
+            self._getting = asyncio.ensure_future(self._queue.get())
+        if not (await asyncio.wait([self._getting], timeout=min(PING_SECONDS, left)))[0]:
             return None
+        item, self._getting = self._getting.result(), None
         metrics = self._service.metrics
         if isinstance(item, Exception):
             self._ended = True
             metrics.failed.inc()
+            self._service.report(f"failed: {item}")
             if not isinstance(item, M3Error):
                 self._service.crashed(item)
             raise item
@@ -268,12 +300,25 @@ class _Events:
             f"{last.generated_tokens:,} generated; {seconds:.1f} s"
         )
 
+    def enough(self) -> None:
+        """Have the engine stop: the answer has what it needs."""
+        self._end("ended at a stop text")
+
     def leave(self) -> None:
-        """Have the engine stop if the answer has not ended; may be called more than once."""
+        """Have the engine stop if the answer has not ended: nobody reads it any more."""
+        if not self._ended:
+            self._service.metrics.cancelled.inc()
+        self._end("left by its client")
+
+    def _end(self, how: str) -> None:
+        if self._getting is not None:
+            self._getting.cancel()
+            self._getting = None
         if not self._ended:
             self._ended = True
-            self._service.metrics.cancelled.inc()
             self._service.scheduler.cancel(self._job)
+            seconds = time.monotonic() - self._started
+            self._service.report(f"{how}, after {self._generated:,} tokens were generated; {seconds:.1f} s")
 
 
 async def _lines(events: _Events) -> AsyncGenerator[bytes]:
@@ -281,7 +326,9 @@ async def _lines(events: _Events) -> AsyncGenerator[bytes]:
         try:
             async for event in stream:
                 yield json.dumps(event_message(event)).encode() + b"\n" if event is not None else b"\n"
-        except M3Error as error:
+        except Exception as error:  # noqa: BLE001 - the head is sent: an error can only come in the stream
+            if not isinstance(error, M3Error):
+                error = MachineError(error_of(error)[1]["error"]["message"], "Look at the log of the server.")
             told = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
             yield json.dumps(told).encode() + b"\n"
 
@@ -296,6 +343,7 @@ async def _whole(events: _Events, reading: Reading) -> tuple[str, str]:
             for kind, text in reading.feed(event):
                 parts[kind].append(text)
             if reading.reason is not None:
+                events.enough()
                 break
     return "".join(parts["answer"]), "".join(parts["thinking"])
 
@@ -314,6 +362,7 @@ async def _chunks(
                 for kind, text in reading.feed(event):
                     yield _sse(answer.chunk({"content" if kind == "answer" else "reasoning_content": text}))
                 if reading.reason is not None:
+                    events.enough()
                     break
             yield _sse(answer.chunk({}, reading.reason))
             if call.include_usage:
@@ -348,7 +397,8 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with anyio.move_on_after(self._events.seconds_left + _READING_SECONDS):  # who reads nothing
+                await super().__call__(scope, receive, send)
         finally:
             self._events.leave()
 
@@ -393,8 +443,16 @@ async def _gone(request: Request) -> None:
 
 async def _on_error(_request: Request, error: Exception) -> Response:
     status, body = error_of(error)
-    headers = {"Retry-After": "2"} if status in (429, 503) else None
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = "2"
+    elif status >= 500:
+        headers["x-should-retry"] = "false"  # OpenAI's clients would have it computed three times
     return JSONResponse(body, status, headers)
+
+
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:

@@ -36,6 +36,16 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "modalities": (["text"],),
     "audio": (),
+    # Of other servers; each changes the answer.
+    "stop_token_ids": ([],),
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "grammar": (),
 }
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
@@ -93,9 +103,13 @@ def chat_call(fields: Fields, sampling: Sampling) -> ChatCall:
     messages = tuple(map(_said, fields.members("messages")))
     if all(message.role == "system" for message in messages):
         raise fields.wrong("messages", "a conversation with a message of the user")
-    variables = fields.raw("chat_template_kwargs") or {}
+    variables = fields.raw("chat_template_kwargs") if fields.has("chat_template_kwargs") else {}
     if not isinstance(variables, dict):
         raise fields.wrong("chat_template_kwargs", "an object")
+    try:
+        json.dumps(variables, ensure_ascii=False).encode("utf-8")
+    except UnicodeError as error:
+        raise fields.wrong("chat_template_kwargs", "text of whole characters") from error
     if own := _TEMPLATE_OWN & variables.keys():
         raise RequestError(f"'chat_template_kwargs' may not set {min(own)}.", "chat_template_kwargs")
     effort = fields.text("reasoning_effort", "") or None
@@ -173,8 +187,8 @@ def _sampling(fields: Fields, default: Sampling) -> Sampling:
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:
-    value = fields.raw("stop")
-    texts = [value] if isinstance(value, str) else value or []
+    value = fields.raw("stop") if fields.has("stop") else []
+    texts = [value] if isinstance(value, str) else value
     right = isinstance(texts, list) and all(
         isinstance(text, str) and 0 < len(text) <= _LONGEST_STOP for text in texts
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hmac
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+# This machine as a Host header names it, and an Origin header behind its scheme.
+_HERE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+PAGES = re.compile(rf"(?i:https?://{_HERE.pattern})")  # that may use the server from within a browser
 OPEN = frozenset({"/health", "/m3/hello"})  # for everybody who may connect
 _FOR_M3 = "/m3/"  # for commands of the user who started the server
 
@@ -49,9 +51,9 @@ class Guard:
 
     def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
         if self._loopback:
-            if not _is_loopback(f"//{headers.get('host', '')}"):
+            if not _HERE.fullmatch(headers.get("host", "")):
                 return 403, "This server answers to the names of this machine only (localhost, 127.0.0.1)."
-            if "origin" in headers and not _is_loopback(headers["origin"]):
+            if "origin" in headers and not PAGES.fullmatch(headers["origin"]):
                 return 403, "This server does not answer pages of other hosts."
         if path in OPEN:
             return None
@@ -66,15 +68,9 @@ class Guard:
         return None
 
 
-def _is_loopback(url: str) -> bool:
-    try:
-        return bool(LOOPBACK.fullmatch(urlsplit(url).hostname or ""))
-    except ValueError:
-        return False
-
-
 def _same(given: str, key: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key.encode())
+    # A header's bytes come as characters; clients send a key in UTF-8.
+    return hmac.compare_digest(given.encode("latin-1"), key.encode())
 
 
 async def read_body(request: Request, *, most: int, seconds: float) -> bytes:

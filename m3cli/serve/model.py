@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from array import array
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from m3cli.engine.events import Request
-from m3cli.errors import DoesNotFitError
+from m3cli.errors import DoesNotFitError, ModelError
 from m3cli.prompt.chat import Message
 from m3cli.prompt.segments import Content
 from m3cli.prompt.thinking import think_variables
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 CORPUS = "corpus"  # the model's name for who asks about the files that are served with it
 _LEAST_CONTEXT = 8192  # tokens; a context that grows with each request would be made anew each time
 _ROOM = 4  # answers
+_LONGEST_TOKEN = 32  # characters, on average over a whole prompt
 _BATCH = 512  # tokens, of which batches of prefill are multiples
 
 
@@ -60,6 +62,7 @@ class ServedModel:
         self._making = threading.Lock()
         self._engine: Engine | None = None
         self._n_ctx = 0
+        self._too_large = sys.maxsize  # tokens of context
         self._told: tuple[str, ...] = ()
         self.context = Context(replace(request, corpus=None), stdin)
 
@@ -81,6 +84,10 @@ class ServedModel:
 
     def engine_for(self, n_ctx: int) -> Engine:
         """The engine with a context of `n_ctx` tokens at least; a larger one takes the place of a smaller."""
+        if n_ctx >= self._too_large:
+            raise DoesNotFitError(
+                f"A context of {n_ctx:,} tokens does not fit this machine.", "Send less, or ask for less."
+            )
         if self._engine is None or n_ctx > self._n_ctx:
             if self._engine is not None:
                 self._engine.close()
@@ -89,7 +96,11 @@ class ServedModel:
             try:
                 config, told = self.context.engine_config(roomy)
             except DoesNotFitError:
-                config, told = self.context.engine_config(n_ctx)
+                try:
+                    config, told = self.context.engine_config(n_ctx)
+                except DoesNotFitError:
+                    self._too_large = n_ctx  # once: the model that was loaded is gone
+                    raise
             if told != self._told:
                 self._told = told
                 for sentence in told:
@@ -127,13 +138,17 @@ class ServedModel:
 
     def chat(self, call: ChatCall) -> Prepared:
         """The conversation in the model's chat template. Raises RequestError, M3Error."""
+        self._check_size(len(call.messages), sum(len(said.text) for said in call.messages))
         with self._making:
             if call.call.model == CORPUS and self._request.corpus is not None:
                 return self._about_files(call)
             messages = [Message(said.role, (Content(said.text),)) for said in call.messages]
-            prompt = encode_prompt(
-                self.context.model, messages, messages[-1].parts[-1], self._variables(call)
-            )
+            try:
+                prompt = encode_prompt(
+                    self.context.model, messages, messages[-1].parts[-1], self._variables(call)
+                )
+            except ModelError as error:  # of the template: roles that have to take turns, and the like
+                raise RequestError(error.message, "messages") from error
             said_before = any(said.role == "assistant" for said in call.messages)
             return self._prepared(
                 call.call, prompt.tokens, prefix=prompt.prefix, tail=prompt.tail, exact=not said_before
@@ -141,18 +156,28 @@ class ServedModel:
 
     def completion(self, call: CompletionCall) -> Prepared:
         """A text as it is, or token ids. Raises RequestError."""
-        with self._making:
-            tokens = (
-                self.context.model.tokenizer.encode(call.prompt)
-                if isinstance(call.prompt, str)
-                else call.prompt
-            )
-            return self._prepared(call.call, tokens)
+        if call.call.model == CORPUS:
+            raise RequestError(f"Only chat completions are about files; name {self.name}.", "model")
+        if not isinstance(call.prompt, str):
+            return self._prepared(call.call, call.prompt)
+        tokenizer = self.context.model.tokenizer
+        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        return self._prepared(call.call, begin + self.tokens(call.prompt))
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids of a text, in which special tokens are plain text."""
+        """Token ids of a text, in which special tokens are plain text. Raises RequestError."""
+        self._check_size(1, len(text))
         with self._making:
             return self.context.model.tokenizer.encode(text)
+
+    def _check_size(self, messages: int, characters: int) -> None:
+        """Refuse at once what cannot fit: making tokens of it takes as long as of what can."""
+        window = self.context.window
+        if messages > window or characters > window * _LONGEST_TOKEN:
+            raise RequestError(
+                f"This model's context holds {window} tokens, and the prompt is larger.",
+                code="context_length_exceeded",
+            )
 
     def _variables(self, call: ChatCall) -> dict[str, object]:
         """What the chat template is given; an answer that has to be JSON begins at once."""
@@ -194,6 +219,9 @@ class ServedModel:
         count, window = len(tokens), self.context.window
         if not count:
             raise RequestError("The prompt is empty.")
+        vocabulary = self.context.model.shape.vocab_size
+        if vocabulary and max(tokens) >= vocabulary:
+            raise RequestError(f"Token ids of this model are less than {vocabulary}.", "prompt")
         wanted = call.max_tokens or min(self.context.max_tokens, window - count)
         if wanted <= 0 or count + wanted > window:
             raise RequestError(

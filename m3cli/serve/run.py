@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -15,13 +16,22 @@ from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
 
+from m3cli import __version__
 from m3cli.engine.events import Sampling
-from m3cli.engine.running import RunningServer, announce, model_state, new_secret, this_machine
+from m3cli.engine.running import (
+    RunningServer,
+    announce,
+    model_state,
+    new_secret,
+    running_servers,
+    this_machine,
+)
 from m3cli.errors import MachineError, UsageError
 from m3cli.serve.app import Limits, Service, make_app
 from m3cli.serve.guard import LOOPBACK
 from m3cli.serve.metrics import Metrics
 from m3cli.serve.model import ServedModel
+from m3cli.serve.protocol import MOST_CONNECTIONS, Connection
 from m3cli.serve.scheduler import ClosingError, Job, Scheduler
 
 if TYPE_CHECKING:
@@ -33,10 +43,10 @@ if TYPE_CHECKING:
     from m3cli.tasks.stepping import OpenEngine
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_MOST_CONNECTIONS = 512
+_BACKLOG = 64  # connections that wait to be taken; asyncio tries as many at a time, files or not
 # For what was computed to be saved, and for answers to end, when the server is told to.
 _SAVING_SECONDS = 120.0
-_ENDING_SECONDS = 10
+_ENDING_SECONDS = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +71,15 @@ class Console(Protocol):
 
     def listening(self, url: str) -> None:
         """The server can be reached."""
-        ...
 
     def heard(self, event: Event) -> None:
         """An event of loading the model and reading the files."""
-        ...
 
     def report(self, sentence: str) -> None:
         """A sentence about what the server does."""
-        ...
 
     def crashed(self, error: BaseException) -> None:
         """A defect, whose cause no client is told."""
-        ...
 
 
 def serve(
@@ -124,17 +130,23 @@ def _run(request: ServeRequest, service: Service, listener: socket.socket, conso
     server = _Server(
         uvicorn.Config(
             make_app(service),
+            http=Connection,
+            ws="none",
+            lifespan="off",
             log_config=None,
             access_log=False,
-            lifespan="off",
             server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
+            backlog=_BACKLOG,
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=_ENDING_SECONDS,
         ),
         service.scheduler,
     )
-    logger = logging.getLogger("uvicorn.error")
-    logger.propagate, logger.handlers = False, [logging.NullHandler()]  # Service.crashed tells what failed
+    for name in ("uvicorn.error", "asyncio"):  # Service.crashed tells what failed
+        logger = logging.getLogger(name)
+        logger.propagate, logger.handlers = False, [logging.NullHandler()]
+    _allow_files()
+    _tell_of_others(request, service, console)
     shown = f"[{host}]" if ":" in host else host
     with _signals(server.end), _announced(request, service, host, port):
         # The server itself asks first: who comes later finds the model loaded and the files computed.
@@ -170,11 +182,12 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def end(self) -> None:
-        """End, as a signal asks for; a second one does not wait for answers."""
+        """End, as a signal asks for; a second one does not wait for what is computed to be saved."""
         self.force_exit = self.should_exit
         self.should_exit = True
+        seconds = 0.0 if self.force_exit else _SAVING_SECONDS
         # Not here: a signal comes in the middle of anything.
-        threading.Thread(target=self._scheduler.close, args=(_SAVING_SECONDS,), daemon=True).start()
+        threading.Thread(target=self._scheduler.close, args=(seconds,), daemon=True).start()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -182,9 +195,31 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _allow_files() -> None:
+    """Allow as many open files as the system lets, up to what all connections take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MOST_CONNECTIONS + 64
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _tell_of_others(request: ServeRequest, service: Service, console: Console) -> None:
+    """Say what whoever starts a server may not have meant."""
+    path = str(service.model.context.model.header.path.resolve())
+    for other in running_servers(request.servers) if request.servers is not None else ():
+        if other.model_path == path:
+            console.report(f"another server of this model runs at {other.url}: it is in memory twice")
+    if request.context.corpus is not None and not request.api_key:
+        console.report("every user of this machine can ask about the files; a key closes it (--api-key-env)")
+
+
 @contextmanager
 def _signals(end: Callable[[], None]) -> Iterator[None]:
-    before = [(number, signal.signal(number, lambda *_: end())) for number in _SIGNALS]
+    # One that is ignored stays so: nohup and shells' background jobs mean it.
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = [(number, signal.signal(number, lambda *_: end())) for number in heeded]
     try:
         yield
     finally:
@@ -197,15 +232,17 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens at an address. Raises MachineError."""
     listener = None
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        # With its protocol, or asyncio would not switch off Nagle's algorithm.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(128)
-    except OSError as error:
+        listener.listen(_BACKLOG)
+    except (OSError, UnicodeError) as error:
         if listener is not None:
             listener.close()
-        reason = error.strerror or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise MachineError(
             f"The server cannot listen at {host}, port {port}: {reason}.",
             "Another server may run there already; choose another address with --port and --host.",
@@ -222,6 +259,7 @@ def _announced(request: ServeRequest, service: Service, host: str, port: int) ->
         return
     header = service.model.context.model.header
     server = RunningServer(
+        version=__version__,
         pid=os.getpid(),
         machine=this_machine(),
         host=host,
@@ -231,6 +269,7 @@ def _announced(request: ServeRequest, service: Service, host: str, port: int) ->
         model_state=model_state(header.path),
         n_ctx=service.model.context.window,
         run=request.context.run.as_json(),
+        caches=request.context.caching is not None,
         started=time.time(),
     )
     try:

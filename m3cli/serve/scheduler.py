@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import threading
 from array import array
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from m3cli.engine.events import Finished, Stopped, Token
+from m3cli.engine.events import Finished, Prefilled, Stopped, Token
 from m3cli.engine.snapshots import common_prefix
-from m3cli.errors import M3Error, MachineError
+from m3cli.errors import MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from m3cli.engine.events import Engine, Event, Request
 
@@ -62,6 +63,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
         self._current: Job | None = None
+        self._computing = False
         self._engine: Engine | None = None
         self._closing = False
         self._held = array("i")  # what the KV cache holds
@@ -81,10 +83,7 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Put a job into the queue. Raises BusyError, ClosingError."""
         with self._changed:
-            if self._closing:
-                raise ClosingError("The server is shutting down.", "Ask again when it is back.")
-            if len(self._waiting) >= self._most_waiting:
-                raise BusyError(f"{len(self._waiting)} requests wait already.", "Ask again later.")
+            self._check_room()
             self._waiting.append(job)
             self._changed.notify_all()
 
@@ -98,8 +97,27 @@ class Scheduler:
             elif job is self._current and self._engine is not None:
                 self._engine.stop()
 
+    @property
+    def alive(self) -> bool:
+        """Whether there is somebody to answer."""
+        return self._thread.is_alive()
+
+    def check_room(self) -> None:
+        """Raise what `submit` would raise now."""
+        with self._changed:
+            self._check_room()
+
+    def _check_room(self) -> None:
+        if self._closing:
+            raise ClosingError("The server is shutting down.", "Ask again when it is back.")
+        if len(self._waiting) >= self._most_waiting:
+            raise BusyError(f"{len(self._waiting)} requests wait already.", "Ask again later.")
+
     def close(self, seconds: float) -> None:
-        """Take no more jobs, end those that run or wait, save what they have computed, and wait for that."""
+        """Take no more jobs, end those that run or wait, and wait until what they have computed is saved.
+
+        A model that has computed nothing yet is not waited for; with 0 `seconds`, nothing is.
+        """
         with self._changed:
             self._closing = True
             for job in self._waiting:
@@ -107,23 +125,31 @@ class Scheduler:
             self._waiting.clear()
             if self._current is not None:
                 self._current.cancelled = True
-                if self._engine is not None:
-                    self._engine.stop()
+            engine, computing = self._engine, self._computing
             self._changed.notify_all()
+        if engine is not None and self._current is not None:
+            if computing and seconds:
+                engine.stop()
+            else:
+                engine.close()
         self._thread.join(seconds)
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
             try:
                 self._answer(job)
-            except M3Error as error:
+            except BaseException as error:  # noqa: BLE001 - a defect in one answer must not end the server
                 self._held = array("i")
-                job.deliver(error)
-            except Exception as error:  # noqa: BLE001 - a defect in one answer must not end the server
-                self._held = array("i")
-                job.deliver(error)
+                job.deliver(self._told(error))
             with self._changed:
                 self._current = None
+                self._computing = False
+
+    def _told(self, error: BaseException) -> Exception:
+        """What a client hears of an error: nothing of what the end of the server has broken."""
+        if self._closing:
+            return ClosingError("The server is shutting down.", "Ask again when it is back.")
+        return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
     def _next(self) -> Job | None:
         """Wait for a job and take it; None when there will be no more."""
@@ -150,13 +176,13 @@ class Scheduler:
     def _answer(self, job: Job) -> None:
         self._engine = engine = self._open_engine(job.n_ctx)
         tokens = array("i", job.request.tokens)
-        told = False  # the engine, of the end of a job that was cancelled before it could hear of it
-        for event in engine.generate(job.request):
-            if job.cancelled and not told:
-                told = True
-                engine.stop()
-            if isinstance(event, Token):
-                tokens.append(event.id)
-            elif isinstance(event, (Finished, Stopped)):
-                self._held = tokens
-            job.deliver(event)
+        with closing(cast("Generator[Event, None, None]", engine.generate(job.request))) as events:
+            for event in events:
+                self._computing = isinstance(event, (Prefilled, Token))
+                if job.cancelled:  # perhaps before there was anything to stop
+                    engine.stop()
+                if isinstance(event, Token):
+                    tokens.append(event.id)
+                elif isinstance(event, (Finished, Stopped)):
+                    self._held = tokens
+                job.deliver(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.dry_run import DryRun
@@ -17,7 +18,6 @@ from m3cli.tasks.rates import machine_here, with_measured_rates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from m3cli.model.header import Header
     from m3cli.model.shape import ModelShape
@@ -65,8 +65,9 @@ class RunOptions:
         return self.flash_attention and not placed
 
     def as_json(self) -> dict[str, Any]:
-        """These options as JSON holds them, which knows no tuples."""
+        """These options as JSON holds them, for another process: adapters by where and what they are."""
         options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        options["lora"] = [[*_file_state(path), scale] for path, scale in self.lora]
         return options
 
     def agrees_with(self, other: Mapping[str, Any]) -> bool:
@@ -200,6 +201,16 @@ def applied(base: EngineConfig, configuration: Configuration) -> EngineConfig:
         tensor_overrides=_experts_in_ram(configuration.cpu_experts),
         tensor_split=configuration.tensor_split,
     )
+
+
+def _file_state(name: str) -> list[str | int]:
+    """What tells a file from others, and from what it was before; of one that is not there, its name."""
+    try:
+        path = Path(name).resolve(strict=True)
+        status = path.stat()
+    except (OSError, RuntimeError):
+        return [name]
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def _experts_in_ram(layers: int) -> tuple[tuple[str, str], ...]:

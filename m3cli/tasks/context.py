@@ -405,7 +405,8 @@ class Context:
         wanted = (str(self.model.header.path.resolve()), model_state(self.model.header.path))
         for server in running_servers(self.request.servers):
             same = (server.model_path, server.model_state) == wanted
-            if same and self.request.run.agrees_with(server.run) and is_alive(server):
+            keeps = server.caches == (self.request.caching is not None)
+            if same and keeps and self.request.run.agrees_with(server.run) and is_alive(server):
                 return server
         return None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m3cli.corpus.patch import misfit, split_lines
 from m3cli.corpus.types import Chunk
 from m3cli.engine.remote import EstimatingTokenizer, RemoteServer
 from m3cli.errors import ModelError, UsageError
@@ -18,8 +19,9 @@ from m3cli.prompt.secrets import Redactor
 from m3cli.tasks.model import OpenModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from m3cli.corpus.patch import FileChange
     from m3cli.engine.remote import Endpoint
     from m3cli.memo import Memo
     from m3cli.model.tokens import Tokenizer
@@ -27,12 +29,12 @@ if TYPE_CHECKING:
 
 SENDS = "the files and what you ask about them go to {host}"
 UNENCRYPTED = "what goes to {host} is not encrypted: others on the way can read it (use https)"
-REDACTED = "{count} secrets were replaced by placeholders before anything is sent"
+REDACTED = "secrets that were replaced by placeholders before anything is sent: {count}"
 COUNTED = "{host} offers no tokenizer: tokens are counted as {name} does, with some room to spare"
 # Where servers say how many tokens of context a model has: vLLM, SGLang and m3; others.
 _LENGTHS = ("max_model_len", "context_length", "context_window", "max_context_length")
-_TEMPLATE_TOKENS = 256  # for the chat template, which the server alone knows
-_UNCERTAIN = 0.9  # share of the context that is used where tokens are counted by another tokenizer
+_TEMPLATE_TOKENS = 64  # for what the chat template, which the server alone knows, writes around a message
+_UNCERTAIN = 9  # tokens, after which one more is counted where another tokenizer than the server's counts
 _MODES = {"off": "disabled", "on": "enabled", "adaptive": "adaptive"}
 
 
@@ -47,14 +49,43 @@ class RemoteModel:
 
     def redacted(self, text: str) -> str:
         """A text without its secrets; nothing is replaced that stays on this machine."""
-        if self.server.endpoint.is_local or not text:
-            return text
-        lines = text.count("\n") + 1
-        return "".join(chunk.text for chunk in self.redactor.redact([Chunk("", 1, lines, text)]))
+        return text if self.server.endpoint.is_local else _redacted(text, self.redactor)
 
     def without_secrets(self, chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
         """The chunks of a corpus without their secrets; as they are where nothing leaves this machine."""
         return tuple(chunks if self.server.endpoint.is_local else self.redactor.redact(chunks))
+
+    def change_without_secrets(self, change: FileChange) -> FileChange:
+        """A changed file without its secrets: both versions, as far as they are known, and the hunks.
+
+        What is a secret often shows in the whole of a file only, by its name and the lines above.
+        """
+        if self.server.endpoint.is_local:
+            return change
+        base, old = self._version(change, new=False)
+        head, new = self._version(change, new=True)
+        hunks = []
+        for hunk in change.hunks:
+            lines = []
+            for line in hunk.lines:
+                before = next(old) if line[0] != "+" else None
+                after = next(new) if line[0] != "-" else None
+                safe = after if after is not None else before
+                lines.append(line if safe is None else line[0] + safe)
+            section = _redacted(hunk.section, self.redactor, change.old_path)
+            hunks.append(replace(hunk, lines=tuple(lines), section=section))
+        return replace(change, hunks=tuple(hunks), base=base, head=head)
+
+    def _version(self, change: FileChange, *, new: bool) -> tuple[str | None, Iterator[str | None]]:
+        """The text of a version, and each of its lines in the hunks, None for one that stays as it is."""
+        path, text = (change.path, change.head) if new else (change.old_path, change.base)
+        safe = None if text is None else _redacted(text, self.redactor, path)
+        if text is not None and safe is not None and misfit(split_lines(text), change.hunks, new=new) is None:
+            changed = _changed(text, safe)
+            starts = [(hunk.position(new=new), len(hunk.side(new=new))) for hunk in change.hunks]
+            return safe, iter([line for start, length in starts for line in changed[start : start + length]])
+        known = "".join(line for hunk in change.hunks for line in hunk.side(new=new))
+        return safe, iter(_changed(known, _redacted(known, self.redactor, path)))
 
     def variables(self, mode: ThinkMode | None) -> Mapping[str, Any]:
         """What the chat template is given, by the names that M3 and most others have for it."""
@@ -65,6 +96,42 @@ class RemoteModel:
             "thinking_mode": _MODES[mode],
             **({} if mode == "adaptive" else {"enable_thinking": mode == "on"}),
         }
+
+
+class CautiousTokenizer:
+    """A Tokenizer that counts no fewer tokens than a server will; its ids are for counting.
+
+    It adds what a chat template may write around a message and, unless `every` is 0, a token after so many.
+    If the tokenizer within `sends` texts away, it is given them without secrets.
+    """
+
+    bos_id: int | None = None
+
+    def __init__(self, tokenizer: Tokenizer, *, every: int = 0, sends: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._every = every
+        self._sends = sends
+        self.name = f"{tokenizer.name}, {every}"
+
+    def encode(self, text: str) -> list[int]:
+        """As many ids as a text may have there. Raises M3Error."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Ids of each text."""
+        shown = [_redacted(text, Redactor()) for text in texts] if self._sends else texts
+        return [[*ids, *[0] * self._spare(len(ids))] for ids in self._tokenizer.encode_batch(shown)]
+
+    def count_batch(self, texts: Iterable[str]) -> list[int]:
+        """How many ids each text has."""
+        return list(map(len, self.encode_batch(texts)))
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of what may stand between two messages, which `text` is not."""
+        return [*self._tokenizer.encode_template(text), *[0] * _TEMPLATE_TOKENS]
+
+    def _spare(self, tokens: int) -> int:
+        return -(-tokens // self._every) if self._every else 0
 
 
 def open_remote(endpoint: Endpoint, ctx: int, memo: Memo | None, state_dir: Path | None) -> RemoteModel:
@@ -95,20 +162,36 @@ def open_remote(endpoint: Endpoint, ctx: int, memo: Memo | None, state_dir: Path
             notes.append(SENDS.format(host=endpoint.host))
         if endpoint.is_open:
             notes.append(UNENCRYPTED.format(host=endpoint.host))
-        tokenizer: Tokenizer | None = server.tokenizer(name)
-        if tokenizer is None:
-            tokenizer, counted_by = _own_tokenizer()
+        tokenizer: Tokenizer
+        if (offered := server.tokenizer(name)) is not None:
+            tokenizer = CautiousTokenizer(offered, sends=not endpoint.is_local)
+        else:
+            own, counted_by = _own_tokenizer()
             notes.append(COUNTED.format(host=endpoint.host, name=counted_by))
-            length = int(length * _UNCERTAIN)
+            tokenizer = CautiousTokenizer(own, every=_UNCERTAIN)
         if memo is not None:
             tokenizer = CachingTokenizer(tokenizer, memo)
         ref = ModelRef(name, Path(), "remote", endpoint.url)
-        usable = max(length - _TEMPLATE_TOKENS, 1)
-        opened = OpenModel(ref, usable, tokenizer, ChatTemplate(PLAIN_TEMPLATE), (), None)
+        opened = OpenModel(ref, length, tokenizer, ChatTemplate(PLAIN_TEMPLATE), (), None)
         return RemoteModel(server, opened, Redactor(memo), tuple(notes))
     except BaseException:
         server.close()
         raise
+
+
+def _changed(text: str, safe: str) -> list[str | None]:
+    """Each line of `safe`, without its end, that is not as in `text`; None for the others."""
+    lines, shown = split_lines(text), split_lines(safe)
+    shown += [""] * (len(lines) - len(shown))  # the last one may be gone
+    pairs = zip(lines, shown, strict=True)
+    return [after.rstrip("\r\n") if after != before else None for before, after in pairs]
+
+
+def _redacted(text: str, redactor: Redactor, path: str = "") -> str:
+    """A text without its secrets, in as many lines."""
+    if not text:
+        return text
+    return "".join(chunk.text for chunk in redactor.redact([Chunk(path, 1, text.count("\n") + 1, text)]))
 
 
 def _context_length(server: RemoteServer, model: dict[str, Any]) -> int:

@@ -68,7 +68,8 @@ class SteppingEngine:
         self._engine.stop()
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
+        """Free everything; may be called twice, and from another thread."""
+        self._smaller = None  # what dies of this is not to be tried again
         self._engine.close()
 
     def __enter__(self) -> SteppingEngine:

@@ -42,7 +42,8 @@ def main() -> None:
             sys.exit(done.returncode)
     result = json.loads(done.stdout)
     print(
-        f"{result['model']} on {package}, {length} tokens, {len(result['runs'][0]['outcomes'])} questions\n"
+        f"{result['model']['name']} on {package}, {length} tokens, "
+        f"{len(result['runs'][0]['outcomes'])} questions\n"
     )
     print("| mode | right | 95 % interval | tokens read | of them computed | seconds |")
     print("|---|---|---|---|---|---|")

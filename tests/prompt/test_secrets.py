@@ -192,7 +192,10 @@ def _denylists() -> list[tuple[str, re.Pattern[str]]]:
         for pattern in detector.denylist
     ]
     patterns = {pattern for group in keyword.REGEX_BY_FILETYPE.values() for pattern in group}
-    return pairs + [("KeywordDetector", pattern) for pattern in sorted(patterns, key=str)]
+    return pairs + [
+        ("KeywordDetector", pattern)
+        for pattern in sorted(patterns, key=lambda each: (each.pattern, each.flags))
+    ]
 
 
 @pytest.mark.parametrize(("name", "pattern"), _denylists())
