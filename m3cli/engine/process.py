@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import m3cli
 from m3cli import errors
-from m3cli.engine.worker import Message, frame, read_frame, write_frame
+from m3cli.engine.worker import IGNORED, Message, frame, read_frame, write_frame
 from m3cli.errors import EngineCrashError, M3Error, MachineError
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ _TAIL_BYTES = 16_384
 
 # What a dying native library says last before its backtrace.
 _LAST_WORDS = re.compile(r"GGML_ASSERT|GGML_ABORT|: fatal error|terminate called|what\(\)|: error: |Error: ")
+# Some of them where memory was what lacked.
+_LACKS_MEMORY = re.compile(
+    r"bad_alloc|mem_buffer != NULL|failed to allocate|[Cc]annot allocate memory|MemoryError"
+)
 
 
 def worker_command() -> list[str]:
@@ -86,7 +90,7 @@ class WorkerDiedError(Exception):
         else:
             how = f"ended with exit code {self.returncode}"
         words = f": {self.last_words.rstrip('.')}" if self.last_words else ""
-        if self.signal_name == "SIGKILL":
+        if self.signal_name == "SIGKILL" or _LACKS_MEMORY.search(self.last_words):
             hint = (
                 "Most likely the machine ran out of memory: take a smaller --ctx, a smaller quant of the "
                 "model or --kv-type q8_0, or close other programs."
@@ -130,6 +134,8 @@ class WorkerProcess:
         die_with_parent = threading.current_thread() is threading.main_thread()
         self._requests = os.fdopen(request_write, "wb")
         self._replies = os.fdopen(reply_read, "rb")
+        # What a terminal sends to the whole group waits until the worker has said that it ignores it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
         try:
             self._process = subprocess.Popen(
                 [
@@ -147,11 +153,9 @@ class WorkerProcess:
         except OSError as error:
             for stream in (self._requests, self._replies, self._output):
                 stream.close()
-            raise MachineError(
-                f"The model process could not be started: {error}.",
-                "Free some memory or processes, and check that Python can be run.",
-            ) from error
+            raise _not_started(error) from error
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(request_read)
             os.close(reply_write)
         self._end = weakref.finalize(self, _end, self._process, self._requests, self._replies, self._output)
@@ -248,6 +252,25 @@ class WorkerClient:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _pipes() -> tuple[int, int, int, int]:
+    """The ends of two pipes, those to read from first. Raises OSError, with nothing left open."""
+    request_read, request_write = os.pipe()
+    try:
+        reply_read, reply_write = os.pipe()
+    except OSError:
+        os.close(request_read)
+        os.close(request_write)
+        raise
+    return request_read, reply_read, request_write, reply_write
+
+
+def _not_started(error: OSError) -> MachineError:
+    return MachineError(
+        f"The model process could not be started: {error}.",
+        "Free some memory, processes or open files, and check that Python can be run.",
+    )
 
 
 def _end(process: subprocess.Popen[bytes], *streams: BinaryIO) -> None:

@@ -468,8 +468,9 @@ class RemoteEngine:
             if reason is None:
                 raise
         if reason is None:
+            how = "its answer in the middle" if pieces else "without an answer"
             raise EngineCrashError(
-                f"The server at {self._server.endpoint.url} ended its answer in the middle.",
+                f"The server at {self._server.endpoint.url} ended {how}.",
                 "Run the command again, or look at the server's log.",
             )
         first = first or time.monotonic()

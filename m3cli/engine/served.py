@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from m3cli import errors
 from m3cli.engine.events import Finished, Stopped, event_of, request_message
+from m3cli.engine.interrupts import terminable
 from m3cli.engine.running import proof
 from m3cli.errors import EngineCrashError, M3Error, MachineError
 from m3cli.model.tokens import pack_ids
@@ -85,6 +86,10 @@ class ServedEngine:
 
     def generate(self, request: Request) -> Iterator[Event]:
         """Stream the continuation of `request`; see Engine. Raises MachineError when the server is busy."""
+        with terminable():
+            yield from self._generate(request)
+
+    def _generate(self, request: Request) -> Iterator[Event]:
         head = json.dumps({"n_ctx": self._n_ctx, "request": request_message(request)})
         connection = http.client.HTTPConnection(self._server.host, self._server.port, timeout=_PATIENCE)
         try:
@@ -129,7 +134,10 @@ class ServedEngine:
         try:
             message = json.loads(line)
             if "error" in message:
-                raise getattr(errors, message["error"], M3Error)(message["message"], message["hint"])
+                kind = getattr(errors, message["error"], None)
+                if kind is None:  # one of the server's own: it is busy, or ending
+                    raise self._gone(str(message["message"]))
+                raise kind(message["message"], message["hint"])
             event = event_of(message)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._gone("what it said is not of this version of m3") from error

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from m3cli.engine.session import Session
     from m3cli.engine.vocabulary import Vocabulary
 
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LENGTHS = struct.Struct("<IQ")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -227,8 +228,9 @@ def _die_with_parent() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve on the two file descriptors that end the argument list."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     requests, replies, die_with_parent = (sys.argv if argv is None else argv)[-3:]
     if die_with_parent == "1" and sys.platform == "linux":
         _die_with_parent()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from m3cli.engine.events import Event
     from m3cli.tasks.thinking import Kind
 
+UNFORESEEN = "The server failed unexpectedly; its log says how."
+
 
 class StopScanner:
     """Finds the first of some texts in a stream, and holds back what may be the beginning of one."""
@@ -156,7 +158,7 @@ class Reading:
 
 def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of an error. What m3 did not foresee is not described to a client."""
-    status, message, param, code = 500, "The server failed unexpectedly; its log says how.", None, None
+    status, message, param, code = 500, UNFORESEEN, None, None
     if isinstance(error, RequestError):
         status, message, param, code = error.status, error.message, error.param, error.code
     elif isinstance(error, BusyError):

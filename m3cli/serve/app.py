@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -25,7 +25,7 @@ from m3cli.engine.running import proof
 from m3cli.engine.served import GENERATE, HELLO, NDJSON
 from m3cli.errors import M3Error, MachineError
 from m3cli.model.tokens import unpack_ids
-from m3cli.serve.answers import Answer, Reading, error_of
+from m3cli.serve.answers import UNFORESEEN, Answer, Reading, error_of
 from m3cli.serve.calls import chat_call, completion_call
 from m3cli.serve.fields import RequestError, parse_object
 from m3cli.serve.guard import PAGES, Guard, read_body
@@ -48,6 +48,7 @@ _BYTES_PER_TOKEN = 40  # of JSON, in which many characters are spelled with six
 PING_SECONDS = 10.0  # of silence, after which a line without meaning keeps a connection open
 _READING_SECONDS = 60.0  # that a client has for what is left when an answer has ended
 _DONE = b"data: [DONE]\n\n"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class _Routes:
         answer = Answer(kind, call.model)
         events = _Events(self._service, prepared)
         if call.stream:
-            first = await events.first()
+            first = await _unless_gone(request, events.first())
             return _Stream(events, _chunks(events, first, reading, answer, call), "text/event-stream")
         try:
             whole = await _unless_gone(request, _whole(events, reading))
@@ -233,7 +234,7 @@ class _Events:
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
         def deliver(item: Event | Exception) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the server has ended, and nobody waits for it
                 loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
         self._job = Job(prepared.request, prepared.n_ctx, deliver)
@@ -266,6 +267,8 @@ class _Events:
     async def _next(self) -> Event | None:
         left = self.seconds_left
         if left <= 0:
+            self._service.metrics.failed.inc()
+            self._end("ended at the limit of time")
             raise RequestError("The answer took longer than this server allows.", status=504, code="timeout")
         # Not asyncio.wait_for: before Python 3.12 it may swallow that the client has gone.
         if self._getting is None:
@@ -280,6 +283,7 @@ class _Events:
             self._service.report(f"failed: {item}")
             if not isinstance(item, M3Error):
                 self._service.crashed(item)
+                raise RequestError(UNFORESEEN, status=500) from item
             raise item
         metrics.heard(item)
         if isinstance(item, Token):
@@ -299,6 +303,11 @@ class _Events:
             f"{last.prompt_tokens:,} prompt tokens, {last.restored_tokens:,} of them not computed again, "
             f"{last.generated_tokens:,} generated; {seconds:.1f} s"
         )
+
+    def defect(self, error: Exception) -> None:
+        """Tell of an error that is m3's own, which no client is told."""
+        if not isinstance(error, (M3Error, RequestError)):
+            self._service.crashed(error)
 
     def enough(self) -> None:
         """Have the engine stop: the answer has what it needs."""
@@ -327,6 +336,7 @@ async def _lines(events: _Events) -> AsyncGenerator[bytes]:
             async for event in stream:
                 yield json.dumps(event_message(event)).encode() + b"\n" if event is not None else b"\n"
         except Exception as error:  # noqa: BLE001 - the head is sent: an error can only come in the stream
+            events.defect(error)
             if not isinstance(error, M3Error):
                 error = MachineError(error_of(error)[1]["error"]["message"], "Look at the log of the server.")
             told = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
@@ -368,6 +378,7 @@ async def _chunks(
             if call.include_usage:
                 yield _sse(answer.usage_chunk(reading.usage()))
         except Exception as error:  # noqa: BLE001 - the head is sent: an error can only come in the stream
+            events.defect(error)
             yield _sse(error_of(error)[1])
     yield _DONE
 
@@ -421,9 +432,7 @@ class _Counting:
         await self._app(scope, receive, counted if scope["type"] == "http" else send)
 
 
-async def _unless_gone(
-    request: Request, work: Coroutine[Any, Any, tuple[str, str]]
-) -> tuple[str, str] | None:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of `work`, which is cancelled, with None as the result, when the client has gone."""
     doing = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_gone(request))

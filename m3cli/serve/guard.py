@@ -70,7 +70,7 @@ class Guard:
 
 def _same(given: str, key: str) -> bool:
     # A header's bytes come as characters; clients send a key in UTF-8.
-    return hmac.compare_digest(given.encode("latin-1"), key.encode())
+    return hmac.compare_digest(given.encode("latin-1"), key.encode("utf-8", "surrogateescape"))
 
 
 async def read_body(request: Request, *, most: int, seconds: float) -> bytes:

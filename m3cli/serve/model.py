@@ -140,10 +140,10 @@ class ServedModel:
         """The conversation in the model's chat template. Raises RequestError, M3Error."""
         self._check_size(len(call.messages), sum(len(said.text) for said in call.messages))
         with self._making:
-            if call.call.model == CORPUS and self._request.corpus is not None:
-                return self._about_files(call)
             messages = [Message(said.role, (Content(said.text),)) for said in call.messages]
             try:
+                if call.call.model == CORPUS and self._request.corpus is not None:
+                    return self._about_files(call)
                 prompt = encode_prompt(
                     self.context.model, messages, messages[-1].parts[-1], self._variables(call)
                 )

@@ -111,7 +111,7 @@ class Scheduler:
         if self._closing:
             raise ClosingError("The server is shutting down.", "Ask again when it is back.")
         if len(self._waiting) >= self._most_waiting:
-            raise BusyError(f"{len(self._waiting)} requests wait already.", "Ask again later.")
+            raise BusyError(f"The queue is full: {self._most_waiting} wait already.", "Ask again later.")
 
     def close(self, seconds: float) -> None:
         """Take no more jobs, end those that run or wait, and wait until what they have computed is saved.
