@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from prompt_toolkit.history import History
 
 _BLOCK = '"""'
 
@@ -19,7 +22,6 @@ def typed(history: Path) -> Iterator[str]:
     prompt goes to stderr: stdout is for answers.
     """
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.output import create_output
 
@@ -29,14 +31,8 @@ def typed(history: Path) -> Iterator[str]:
     def _(event: object) -> None:
         event.current_buffer.insert_text("\n")  # type: ignore[attr-defined]
 
-    try:
-        history.parent.mkdir(parents=True, exist_ok=True)
-        history.touch(mode=0o600)
-        past: FileHistory | InMemoryHistory = FileHistory(str(history))
-    except OSError:
-        past = InMemoryHistory()
     session: PromptSession[str] = PromptSession(
-        history=past, key_bindings=bindings, output=create_output(stdout=sys.stderr)
+        history=_history(history), key_bindings=bindings, output=create_output(stdout=sys.stderr)
     )
     while True:
         try:
@@ -45,6 +41,26 @@ def typed(history: Path) -> Iterator[str]:
             continue
         except EOFError:
             return
+
+
+def _history(path: Path) -> History:
+    """What was typed before; kept in a file, unless it cannot be."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class KeptHistory(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):  # a full disk is no reason not to answer
+                super().store_string(string)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        if path.is_file():  # and not a pipe or a device, of which there is no end
+            path.open("rb").close()
+            return KeptHistory(str(path))
+    except OSError:
+        pass
+    return InMemoryHistory()
 
 
 def piped(stream: TextIO | None) -> Iterator[str]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from m3cli.corpus.corpus import CorpusRequest
     from m3cli.corpus.order import Order
+    from m3cli.engine.endpoint import Endpoint
     from m3cli.engine.events import CacheConfig, Engine, EngineConfig, Sampling
-    from m3cli.engine.remote import Endpoint
     from m3cli.engine.snapshots import SnapshotStore
     from m3cli.report.ask_console import AskConsole
     from m3cli.report.chat_console import ChatConsole
@@ -32,20 +32,27 @@ if TYPE_CHECKING:
 
 
 _ALL = 2**31 - 1  # layers
-# What says how a model runs on this machine.
-_HERE_ONLY = (
-    "kv_type",
-    "kv_type_v",
-    "ubatch",
-    "flash_attention",
-    "threads",
-    "lora",
-    "gpu_layers",
-    "cpu_moe_layers",
-    "override_tensor",
-    "tensor_split",
-    "main_gpu",
-)
+# What says how a model runs on this machine, and how a flag is called that is not called so.
+_HERE_ONLY = {
+    "kv_type": "",
+    "kv_type_v": "",
+    "ubatch": "",
+    "flash_attention": "",
+    "threads": "",
+    "lora": "",
+    "gpu_layers": "",
+    "cpu_moe_layers": "--cpu-moe and --n-cpu-moe",
+    "override_tensor": "",
+    "tensor_split": "",
+    "main_gpu": "",
+    "op_offload": "",
+    "no_host": "",
+    "mmap": "",
+    "mlock": "",
+    "server": "",
+    "checkpoint_every": "",
+    "top_k": "",
+}
 
 
 def settings(options: Mapping[str, object], project: Path | bytes | None = None) -> Settings:
@@ -189,16 +196,17 @@ def context_request(
 
 def _endpoint(settings: Settings) -> Endpoint | None:
     """The server that answers in place of this machine, if one is named. Raises UsageError."""
-    from m3cli.engine.remote import Endpoint
+    from m3cli.engine.endpoint import Endpoint
 
     if not settings.endpoint:
         return None
-    given = [name for name in _HERE_ONLY if settings.origins.get(name, "").startswith("--")]
-    if given:
-        raise UsageError(
-            f"With --endpoint, the server decides how the model runs: --{given[0].replace('_', '-')} cannot.",
-            "Leave it out.",
-        )
+    for name, flag in _HERE_ONLY.items():
+        if settings.origins.get(name, "").startswith("--"):
+            raise UsageError(
+                f"With --endpoint, the server decides how the model runs: it is not told "
+                f"{flag or settings.origins[name]}.",
+                "Leave it out.",
+            )
     key = api_key(settings.api_key_env) if settings.api_key_env else ""
     return Endpoint.parse(settings.endpoint, api_key=key, model=settings.model)
 

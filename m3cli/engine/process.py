@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import m3cli
 from m3cli import errors
 from m3cli.engine.worker import IGNORED, Message, frame, read_frame, write_frame
-from m3cli.errors import EngineCrashError, M3Error, MachineError
+from m3cli.errors import EngineCrashError, M3Error, MachineError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,14 +83,15 @@ class WorkerDiedError(Exception):
         self.last_words = last_words
         self.signal_name = _signal_name(-returncode) if returncode < 0 else ""
 
-    def crash(self, doing: str) -> EngineCrashError:
+    def crash(self, doing: str) -> EngineCrashError | OutOfMemoryError:
         """Make the error to show; `doing` is what the worker was at, e.g. `loading the model`."""
         if self.signal_name:
             how = f"was killed by {self.signal_name}"
         else:
             how = f"ended with exit code {self.returncode}"
         words = f": {self.last_words.rstrip('.')}" if self.last_words else ""
-        if self.signal_name == "SIGKILL" or _LACKS_MEMORY.search(self.last_words):
+        lacks_memory = bool(_LACKS_MEMORY.search(self.last_words))
+        if self.signal_name == "SIGKILL" or lacks_memory:
             hint = (
                 "Most likely the machine ran out of memory: take a smaller --ctx, a smaller quant of the "
                 "model or --kv-type q8_0, or close other programs."
@@ -102,7 +103,8 @@ class WorkerDiedError(Exception):
                 "Run the command again; if it happens again, upgrade llama-cpp-python or report it with "
                 "this message and the name of the model."
             )
-        return EngineCrashError(f"The model process {how} while {doing}{words}.", hint)
+        kind = OutOfMemoryError if lacks_memory else EngineCrashError
+        return kind(f"The model process {how} while {doing}{words}.", hint)
 
 
 class WorkerProcess:

@@ -164,9 +164,11 @@ class AskConsole:
             sources = "".join(f"  {printable(_citation_line(c))}\n" for c in answer.citations)
             self._write("\n" + ("\nSources:\n" if sources else "") + sources)
         times = answer.timings
+        remote = answer.packed.model.file is None and answer.restored_tokens
+        cached = f" ({answer.restored_tokens:,} of them in its cache)" if remote else ""
         self.note(
             f"loaded in {times.load:.1f} s, "
-            f"read {answer.packed.prompt_tokens:,} tokens in {times.prefill:.1f} s, "
+            f"read {answer.packed.prompt_tokens:,} tokens{cached} in {times.prefill:.1f} s, "
             f"wrote {answer.generated_tokens:,} in {times.decode:.1f} s"
         )
         if UNCITED in answer.warnings:

@@ -114,6 +114,8 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
 
     # 1. the model's facts, then the corpus in its tokens
     with Context(request.context, stdin) as context:
+        early = context.remote.notes if context.remote is not None else ()
+        yield from map(Notice, early)  # before anything goes there
         if request.context.strategy == "sweep":
             yield from sweep(request, context, open_engine=open_engine, started=started)
             return
@@ -126,8 +128,7 @@ def ask(request: AskRequest, *, open_engine: OpenEngine, stdin: Callable[[], byt
         config, told = context.engine_config(packed.n_ctx)
     yield packed
     heard = [*context.notes, *packed.notes, *told]
-    for note in heard:
-        yield Notice(note)
+    yield from (Notice(note) for note in heard if note not in early)
 
     # 2. the engine, and what it says, checked
     with context.open(open_engine, config) as engine:

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from m3cli.corpus.corpus import CorpusRequest
+    from m3cli.corpus.patch import FileChange
     from m3cli.corpus.types import Chunk
-    from m3cli.engine.remote import Endpoint
+    from m3cli.engine.endpoint import Endpoint
     from m3cli.engine.running import RunningServer
     from m3cli.model.catalog import ModelRef
     from m3cli.prompt.pack import Pack, Strategy
@@ -209,6 +210,12 @@ class Context:
         if count := sum(remote.redactor.counts.values()):
             self.notes.append(REDACTED.format(count=count))
 
+    def shown_changes(self, changes: Sequence[FileChange]) -> list[FileChange]:
+        """Changes as the model may see them: without secrets, if it is one of another machine."""
+        if self.remote is None:
+            return list(changes)
+        return [self.remote.change_without_secrets(change) for change in changes]
+
     def __enter__(self) -> Context:
         return self
 
@@ -335,11 +342,17 @@ class Context:
                 messages.append(Message("assistant", (Content(history[number].answer),)))
         # No part of a corpus looks like a recap or a question.
         varies = repeated[0] if repeated else messages[1].parts[-1]
-        prompt = encode_prompt(self.model, messages, varies, self.variables)
-        if self.remote is not None:
-            texts = [(each.role, "".join(part.text for part in each.parts)) for each in messages]
-            return replace(prompt, messages=tuple(texts), variables=self.variables)
-        return prompt
+        return self.encoded(messages, varies, self.variables)
+
+    def encoded(
+        self, messages: Sequence[Message], varies: Content, variables: Mapping[str, object]
+    ) -> Prompt:
+        """The prompt of a conversation; see `encode_prompt`. A server is sent the messages themselves."""
+        prompt = encode_prompt(self.model, messages, varies, variables)
+        if self.remote is None:
+            return prompt
+        texts = tuple((each.role, "".join(part.text for part in each.parts)) for each in messages)
+        return replace(prompt, messages=texts, variables=variables)
 
     @property
     def window(self) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from m3cli.corpus.patch import misfit, split_lines
 from m3cli.corpus.types import Chunk
-from m3cli.engine.remote import EstimatingTokenizer, RemoteServer
+from m3cli.engine.endpoint import RemoteServer
+from m3cli.engine.remote import EstimatingTokenizer, RemoteTokenizer
 from m3cli.errors import ModelError, UsageError
 from m3cli.model.catalog import ModelRef, demo_model
 from m3cli.model.header import read_header
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from m3cli.corpus.patch import FileChange
-    from m3cli.engine.remote import Endpoint
+    from m3cli.engine.endpoint import Endpoint
     from m3cli.memo import Memo
     from m3cli.model.tokens import Tokenizer
     from m3cli.prompt.thinking import ThinkMode
@@ -163,7 +164,7 @@ def open_remote(endpoint: Endpoint, ctx: int, memo: Memo | None, state_dir: Path
         if endpoint.is_open:
             notes.append(UNENCRYPTED.format(host=endpoint.host))
         tokenizer: Tokenizer
-        if (offered := server.tokenizer(name)) is not None:
+        if (offered := RemoteTokenizer.offered_by(server, name)) is not None:
             tokenizer = CautiousTokenizer(offered, sends=not endpoint.is_local)
         else:
             own, counted_by = _own_tokenizer()

@@ -120,6 +120,7 @@ def review(
     if reviewed:
         with _context(request, changes, stdin) as context:
             model = context.model.ref.name
+            reviewed = context.shown_changes(reviewed)
             run.tell(context.notes)
             yield from map(Notice, context.notes)
             groups, too_large = groups_of(request.mode, context, reviewed)

@@ -32,7 +32,7 @@ from m3cli.prompt.pack import pack_chunks, split_chunks
 from m3cli.prompt.segments import Content
 from m3cli.prompt.thinking import think_variables
 from m3cli.tasks.ask import DENSE, Answer, answer
-from m3cli.tasks.context import INSTRUCTIONS, Packed, encode_prompt
+from m3cli.tasks.context import INSTRUCTIONS, Packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -382,14 +382,16 @@ class _Teller:
 def _prompter(context: Context) -> Prompter:
     """Prompts that begin as those of `ask` do, without reasoning: the answer's form has no place for it."""
     variables = think_variables(context.model.template, "off") or {}
+    if context.remote is not None:
+        variables = dict(context.variables)
 
     def prompt(parts: Sequence[str], task: str) -> Prompt:
-        asked = Content(f"\n{task}")
+        asked = Content(f"\n{context.remote.redacted(task) if context.remote is not None else task}")
         messages = [
             Message("system", (Content(INSTRUCTIONS),)),
             Message("user", (*map(Content, parts), asked)),
         ]
-        return encode_prompt(context.model, messages, asked, variables)
+        return context.encoded(messages, asked, variables)
 
     return prompt
 
