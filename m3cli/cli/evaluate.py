@@ -203,16 +203,17 @@ def _write(result: Evaluation, report: Path | None, plot: Path | None, *, json: 
     from m3cli.report.eval_json import eval_object
     from m3cli.report.eval_plot import plot as draw
     from m3cli.report.eval_text import print_evaluation
-    from m3cli.report.output import write_file, write_json
+    from m3cli.report.output import write_files, write_json
 
-    if report is not None:
-        write_file(report, [render(result).encode("utf-8", "replace")])
-    if plot is not None:
-        write_file(plot, [draw(result, plot.suffix)])
+    pages = [] if report is None else [(report, [render(result).encode("utf-8", "replace")])]
+    pictures = [] if plot is None else [(plot, [draw(result, plot.suffix)])]
+    failures = write_files(pages + pictures)
     if json:
         write_json(eval_object(result))
     else:
         print_evaluation(result, values.stdout_console())
+    if failures:
+        raise failures[0]
 
 
 def _words(text: str | None) -> list[str]:

@@ -208,7 +208,7 @@ def review(
     """
     from m3cli.corpus.reviewed import ChangesRequest, read_changes
     from m3cli.report.ask_console import AskConsole
-    from m3cli.report.output import write_file, write_stdout
+    from m3cli.report.output import write_files, write_stdout
     from m3cli.report.review_console import show_review
     from m3cli.report.review_formats import FORMATS
     from m3cli.tasks.findings import SEVERITIES, Review
@@ -256,10 +256,10 @@ def review(
             else:
                 console.show(event)
         assert found is not None
-        for name, file in outputs:
-            write_file(file, FORMATS[name](found))
+        written = [(file, FORMATS[name](found)) for name, file in outputs]
         if write_baseline is not None:
-            write_file(write_baseline, [baseline_bytes([*found.findings, *found.excess], known)])
+            written.append((write_baseline, [baseline_bytes([*found.findings, *found.excess], known)]))
+        failures = write_files(written)  # told at the end: a review that took hours is shown first
         console.note(
             f"reviewed in {found.seconds:.1f} s: {found.prompt_tokens:,} tokens read, "
             f"{found.restored_tokens:,} of them restored, {found.generated_tokens:,} written"
@@ -268,6 +268,8 @@ def review(
         show_review(found, values.stdout_console())
     else:
         write_stdout(FORMATS[form.value](found))
+    if failures:
+        raise failures[0]
     if not found.complete:
         raise typer.Exit(ExitCode.CAP_REACHED)
     levels = SEVERITIES[SEVERITIES.index(settings.fail_on) :] if settings.fail_on != "never" else ()

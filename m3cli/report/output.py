@@ -57,6 +57,17 @@ def write_file(path: Path, parts: Iterable[bytes]) -> None:
         raise MachineError(f"{path} cannot be written: {words}.", "Choose another place for it.") from error
 
 
+def write_files(files: Iterable[tuple[Path, Iterable[bytes]]]) -> list[MachineError]:
+    """Write each file as `write_file` does, whatever becomes of the others; what went wrong."""
+    failures = []
+    for path, parts in files:
+        try:
+            write_file(path, parts)
+        except MachineError as error:
+            failures.append(error)
+    return failures
+
+
 def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)

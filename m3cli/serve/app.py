@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.to_thread
+import h11
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -177,7 +178,8 @@ class _Routes:
         return _Stream(events, _lines(events), NDJSON)
 
     async def on_defect(self, _request: Request, error: Exception) -> Response:
-        self._service.crashed(error)
+        if not isinstance(error, h11.LocalProtocolError):  # of a client that has broken off
+            self._service.crashed(error)
         return await _on_error(_request, error)
 
     def _known(self, name: str) -> str:
