@@ -21,25 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from second_question import measure
+
 ROOT = Path(__file__).resolve().parents[2]
 M3 = str(Path(sys.executable).with_name("m3"))
 QUESTIONS = ("What does it do?", "Which errors are there?", "What is stored?", "Who calls it?", "Is it safe?")
 DEFAULTS = ("demo", str(ROOT / "m3cli" / "memo.py"), "1000")
 _ANSWER = 64  # tokens of an answer where speed is measured
-
-
-def ask(arguments: list[str], question: str, environment: dict[str, str]) -> tuple[float, dict[str, Any]]:
-    """Wall-clock seconds of the command for one token of answer, and its JSON."""
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [M3, "ask", *arguments, question, "--max-tokens", "1", "--json", "--quiet"],
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode not in (0, 4):
-        sys.exit(done.stderr.decode())
-    return time.perf_counter() - begin, json.loads(done.stdout)
 
 
 def chat(url: str, model: str, text: str, tokens: int) -> tuple[int, float, float]:
@@ -75,7 +63,7 @@ def first_token(directory: str, model: list[str], environment: dict[str, str]) -
     result: dict[str, Any] = {}
     for question in QUESTIONS:
         for side, options in sides.items():
-            wall, result = ask([*arguments, *options], question, environment)
+            wall, result = measure([*arguments, *options], question, environment)
             walls[side].append(wall)
             firsts[side].append(result["timings"]["time_to_first_token"])
     usage = result["usage"]
