@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,14 +19,15 @@ PRAGMA user_version = 2;
 """
 _AT_ONCE = 500  # keys in one query
 _DAY = 86_400  # seconds; `used` counts days, so that reading seldom writes
+_CHECKSUM = 4  # bytes behind each value
 _LARGEST = 1 << 30  # bytes of the file; beyond, what was used longest ago goes
 
 
 class Memo:
     """Values by key, for the next run of the program; a key is a digest of all that a value depends on.
 
-    A context manager. A memo that cannot be opened, read or written is done without: it only ever saves
-    time. It may be used by one thread at a time.
+    A context manager. A memo that cannot be opened, read or written is done without, as is a value that is
+    not what was put: it only ever saves time. It may be used by one thread at a time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +59,10 @@ class Memo:
                 marks = ",".join("?" * len(some))
                 rows = database.execute(f"SELECT key, value, used FROM memo WHERE key IN ({marks})", some)
                 old = []
-                for key, value, used in rows:
+                for key, kept, used in rows:
+                    value = kept[:-_CHECKSUM] if isinstance(kept, bytes) else b""
+                    if kept != value + _checksum(key, value):
+                        continue  # the file is damaged, in a place that tells SQLite nothing
                     found[key] = value
                     if used != today:
                         old.append((today, key))
@@ -71,7 +76,7 @@ class Memo:
     def put(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Keep the value of each key."""
         today = int(time.time()) // _DAY
-        rows = [(key, value, today) for key, value in entries]
+        rows = [(key, value + _checksum(key, value), today) for key, value in entries]
         database = self._open() if rows else None
         if database is None:
             return
@@ -79,10 +84,11 @@ class Memo:
             with database:
                 database.executemany("INSERT OR REPLACE INTO memo VALUES (?, ?, ?)", rows)
             if self._path.stat().st_size > _LARGEST:
-                with database:
+                with database:  # what seems to be used in the future is of a clock that was wrong
                     database.execute(
-                        "DELETE FROM memo WHERE key IN (SELECT key FROM memo ORDER BY used LIMIT "
-                        "(SELECT count(*) / 2 FROM memo))"
+                        "DELETE FROM memo WHERE key IN (SELECT key FROM memo ORDER BY used > ? DESC, used "
+                        "LIMIT (SELECT count(*) / 2 FROM memo))",
+                        (today,),
                     )
                 database.execute("VACUUM")
         except (sqlite3.Error, OSError):
@@ -116,6 +122,10 @@ class Memo:
                 self._database = database
                 return database
         return None
+
+
+def _checksum(key: bytes, value: bytes) -> bytes:
+    return zlib.crc32(value, zlib.crc32(key)).to_bytes(_CHECKSUM, "big")
 
 
 def _in_parts(keys: list[bytes]) -> Iterator[list[bytes]]:

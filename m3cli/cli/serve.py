@@ -91,9 +91,9 @@ def serve(
     Example:  m3 serve ./repo --model M3.gguf
     """
     try:
-        from m3cli.serve.app import Limits
         from m3cli.serve.run import ServeRequest
         from m3cli.serve.run import serve as run
+        from m3cli.serve.stream import Limits
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("m3cli"):
             raise

@@ -250,7 +250,7 @@ class SnapshotStore:
                 if ours:
                     shutil.rmtree(path, ignore_errors=True)
         for path in self.root.glob("*/*"):
-            if path.is_dir() and not path.name.endswith(_PARTIAL) and not (path / _MANIFEST).exists():
+            if path.is_dir() and not path.name.endswith(_PARTIAL) and not (path / _MANIFEST).is_file():
                 shutil.rmtree(path, ignore_errors=True)
         entries = self.entries()
         total = sum(entry.nbytes for entry in entries)
@@ -289,7 +289,7 @@ class SnapshotStore:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds what the user's files say
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial) as ours:
-            if not ours or (directory / _MANIFEST).exists():
+            if not ours or (directory / _MANIFEST).is_file():
                 yield None
                 return
             try:

@@ -14,7 +14,8 @@ from m3cli.prompt.chat import Message
 from m3cli.prompt.segments import Content
 from m3cli.prompt.thinking import think_variables
 from m3cli.serve.fields import RequestError
-from m3cli.tasks.context import Context, Turn, encode_prompt
+from m3cli.tasks.context import Context, Turn
+from m3cli.tasks.prompts import encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -27,12 +27,13 @@ from m3cli.engine.running import (
     this_machine,
 )
 from m3cli.errors import MachineError, UsageError
-from m3cli.serve.app import Limits, Service, make_app
+from m3cli.serve.app import make_app
 from m3cli.serve.guard import LOOPBACK
 from m3cli.serve.metrics import Metrics
 from m3cli.serve.model import ServedModel
 from m3cli.serve.protocol import MOST_CONNECTIONS, Connection
 from m3cli.serve.scheduler import ClosingError, Job, Scheduler
+from m3cli.serve.stream import Limits, Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

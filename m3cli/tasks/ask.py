@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from m3cli.engine.events import Engine, EngineConfig
-    from m3cli.tasks.context import Prompt
     from m3cli.tasks.costs import Prices
+    from m3cli.tasks.prompts import Prompt
     from m3cli.tasks.stepping import OpenEngine
     from m3cli.tasks.sweep import Window
 

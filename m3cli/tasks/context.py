@@ -15,8 +15,7 @@ from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import Corpus, read_corpus
 from m3cli.engine.events import CacheConfig, EngineConfig
 from m3cli.engine.remote import RemoteEngine
-from m3cli.engine.running import model_state, running_servers
-from m3cli.engine.served import ServedEngine, is_alive
+from m3cli.engine.served import ServedEngine
 from m3cli.memo import Memo
 from m3cli.model.digest import model_digest
 from m3cli.plan.window import plan_window
@@ -24,12 +23,14 @@ from m3cli.prompt.chat import Message
 from m3cli.prompt.pack import pack_chunks
 from m3cli.prompt.recap import RECAP_FROM, RECAP_TOKENS
 from m3cli.prompt.recap import recap as recap_of
-from m3cli.prompt.segments import Content, TemplateText, encode_each
+from m3cli.prompt.segments import Content
 from m3cli.prompt.thinking import think_variables
 from m3cli.tasks.configure import RunOptions, configured, stepped_down
 from m3cli.tasks.evaluate.effective import effective_context, variants_of
 from m3cli.tasks.model import open_model
+from m3cli.tasks.prompts import Prompt, encode_prompt
 from m3cli.tasks.remote import REDACTED, open_remote
+from m3cli.tasks.servers import find_server
 from m3cli.tasks.stepping import SteppingEngine
 
 if TYPE_CHECKING:
@@ -151,20 +152,6 @@ class Packed:
     recap: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sweeps: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """Token ids, the first `prefix` of which do not depend on the question, and the text that ends them.
-
-    For a server that makes its own tokens, also `messages`, roles and texts, and `variables`.
-    """
-
-    tokens: list[int]
-    prefix: int
-    tail: str
-    messages: tuple[tuple[str, str], ...] = ()
-    variables: Mapping[str, object] = field(default_factory=dict)
 
 
 class Context:
@@ -413,15 +400,11 @@ class Context:
     @cached_property
     def server(self) -> RunningServer | None:
         """A running server of this model, run as it may be, that was found to be alive."""
-        if self.request.servers is None or self.remote is not None:
+        request = self.request
+        if request.servers is None or self.remote is not None:
             return None
-        wanted = (str(self.model.header.path.resolve()), model_state(self.model.header.path))
-        for server in running_servers(self.request.servers):
-            same = (server.model_path, server.model_state) == wanted
-            keeps = server.caches == (self.request.caching is not None)
-            if same and keeps and self.request.run.agrees_with(server.run) and is_alive(server):
-                return server
-        return None
+        keeps = request.caching is not None
+        return find_server(request.servers, self.model.header.path, request.run, keeps=keeps)
 
     def cache_config(self) -> CacheConfig | None:
         """Where KV caches of this model are kept, if they are."""
@@ -448,18 +431,3 @@ class Context:
         paths = [*corpus.paths, *corpus.listed] if corpus is not None else []
         named = ["standard input" if path == "-" else str(Path(path).absolute()) for path in paths[:3]]
         return ", ".join(named) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-
-
-def encode_prompt(
-    model: OpenModel, messages: Sequence[Message], varies: Content, variables: Mapping[str, object]
-) -> Prompt:
-    """The tokens of `messages` and of the start of the model's turn; `varies` begins what is not shared."""
-    segments = model.template.render(messages, **variables)
-    place = segments.index(varies) if varies in segments else 0
-    encoded = encode_each(segments, model.tokenizer)
-    last = segments[-1]
-    return Prompt(
-        tokens=[token for ids in encoded for token in ids],
-        prefix=sum(map(len, encoded[:place])),
-        tail=last.text if isinstance(last, TemplateText) else "",
-    )

@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 
     from m3cli.corpus.patch import FileChange
     from m3cli.corpus.reviewed import Changes
-    from m3cli.tasks.context import ContextRequest, Prompt
+    from m3cli.tasks.context import ContextRequest
     from m3cli.tasks.findings import Finding
+    from m3cli.tasks.prompts import Prompt
     from m3cli.tasks.review_groups import Group, Mode
     from m3cli.tasks.review_prompt import Claim
     from m3cli.tasks.stepping import OpenEngine, SteppingEngine

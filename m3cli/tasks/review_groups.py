@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from m3cli.corpus.patch import FileChange
-    from m3cli.tasks.context import Context, Prompt
+    from m3cli.tasks.context import Context
+    from m3cli.tasks.prompts import Prompt
 
 Mode = Literal["diff", "related", "repo"]
 

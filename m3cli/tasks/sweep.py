@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from m3cli.prompt.layout import Span
     from m3cli.prompt.pack import CountBatch, Pack
     from m3cli.tasks.ask import AskEvent, AskRequest
-    from m3cli.tasks.context import Context, Prompt
+    from m3cli.tasks.context import Context
+    from m3cli.tasks.prompts import Prompt
     from m3cli.tasks.stepping import OpenEngine
 
     Prompter = Callable[[Sequence[str], str], Prompt]

@@ -44,11 +44,12 @@ from m3cli.errors import DoesNotFitError, EngineCrashError, M3Error, MachineErro
 from m3cli.model.catalog import resolve
 from m3cli.model.tokens import pack_ids
 from m3cli.model.vocabulary import LETTERS
-from m3cli.serve import app as app_module
-from m3cli.serve.app import Limits, Service, make_app
+from m3cli.serve import stream
+from m3cli.serve.app import make_app
 from m3cli.serve.metrics import Metrics
 from m3cli.serve.model import ServedModel
 from m3cli.serve.scheduler import Job, Scheduler
+from m3cli.serve.stream import Limits, Service
 from m3cli.tasks.context import ContextRequest
 from tests.gguf_files import NORMAL, write_vocabulary
 
@@ -974,7 +975,7 @@ def test_a_client_that_leaves_in_the_queue_is_forgotten(model: Path, path: str, 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/m3/generate"])
 def test_a_silent_connection_is_kept_open(model: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing happens, something without meaning is sent, so that nobody on the way gives up."""
-    monkeypatch.setattr(app_module, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(stream, "PING_SECONDS", 0.01)
     with served(model) as server, listening(server) as port, held(server):
         silence = b"\r\n: waiting\n\n\r\n" if path != "/m3/generate" else b"\r\n\n\r\n"
         with sent(port, path, body_for(path, server.name, stream=True), secret=True) as connection:
@@ -1074,7 +1075,7 @@ def test_a_served_engine_is_as_the_engine_itself(model: Path) -> None:
 
 def test_a_served_engine_of_a_busy_server(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for its turn, whatever is sent meanwhile, or says that the queue is full."""
-    monkeypatch.setattr(app_module, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(stream, "PING_SECONDS", 0.01)
     with served(model, most_waiting=1) as server, listening(server) as port:
         lent = ServedEngine(announced(port), 64)
         with ThreadPoolExecutor(1) as pool:

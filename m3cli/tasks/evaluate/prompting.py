@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from m3cli.engine.events import THINK_TAGS
 from m3cli.prompt.chat import Message
 from m3cli.prompt.segments import Content
-from m3cli.tasks.context import encode_prompt
+from m3cli.tasks.prompts import encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from m3cli.tasks.context import Prompt
     from m3cli.tasks.evaluate.trial import Question
     from m3cli.tasks.model import OpenModel
+    from m3cli.tasks.prompts import Prompt
 
 
 class Prompter:

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from m3cli.engine.events import EngineConfig, KVType
-    from m3cli.tasks.context import ContextRequest, Prompt
+    from m3cli.tasks.context import ContextRequest
     from m3cli.tasks.evaluate.trial import Question, Task, Trial
+    from m3cli.tasks.prompts import Prompt
     from m3cli.tasks.stepping import OpenEngine
     from m3cli.tasks.thinking import Kind
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from m3cli.corpus.types import Chunk
     from m3cli.prompt.pack import CountBatch
-    from m3cli.tasks.context import Prompt
     from m3cli.tasks.evaluate.prompting import Prompter
     from m3cli.tasks.evaluate.results import Mode
     from m3cli.tasks.evaluate.trial import Question, Trial
+    from m3cli.tasks.prompts import Prompt
 
 QUOTE_TOKENS = 160  # of a reply that quotes first, more than of one that does not
 _SHARE = 4  # what is selected, and a window of a sweep, is a fourth of the trial's length
