@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -27,6 +28,9 @@ from contextlib import suppress  # noqa: E402
 
 from m3cli.errors import ExitCode, M3Error, OutputClosedError  # noqa: E402
 
+# What the system's loader says of a library that it has no memory for.
+_NOT_MAPPED = "failed to map segment"
+
 
 def main() -> None:
     """Run `m3` with `sys.argv` and exit with the code that m3cli.errors documents."""
@@ -51,16 +55,19 @@ def main() -> None:
         _drop_stdout()
         _complain(
             f"The system refused to read or write something: {error}.",
-            "Check where the output goes, and that there is space.",
-        )
-        sys.exit(ExitCode.IMPOSSIBLE)
-    except MemoryError as error:
-        _complain(
-            f"m3 itself ran out of memory{f': {error}' if str(error) else ''}.".replace("..", "."),
-            "Read fewer files at a time, raise the limit on memory, or close other programs.",
+            "Allow more open files (ulimit -n)."
+            if error.errno in (errno.EMFILE, errno.ENFILE)
+            else "Check where the output goes, and that there is space.",
         )
         sys.exit(ExitCode.IMPOSSIBLE)
     except Exception as error:  # noqa: BLE001 - the last resort: a sentence, and a traceback with --debug
+        if isinstance(error, MemoryError) or _NOT_MAPPED in str(error):
+            words = f": {error}" if str(error) and isinstance(error, MemoryError) else ""
+            _complain(
+                f"m3 itself ran out of memory{words}.".replace("..", "."),
+                "Read fewer files at a time, raise the limit on memory, or close other programs.",
+            )
+            sys.exit(ExitCode.IMPOSSIBLE)
         _complain(
             f"m3 failed unexpectedly: {type(error).__name__}: {error}.",
             "Run again with --debug for the traceback, and please report it.",
@@ -86,6 +93,15 @@ def _drop_stdout() -> None:
 
 
 def _complain(message: str, hint: str) -> None:
+    try:
+        _show(message, hint)
+    except (ImportError, MemoryError, OSError):  # there is no room even for what shows it
+        shown = "".join(c if c.isprintable() else " " for c in f"error: {message} {hint}")
+        with suppress(OSError):
+            os.write(2, f"{shown}\n".encode("utf-8", "replace"))
+
+
+def _show(message: str, hint: str) -> None:
     from m3cli.cli.app import debugging
     from m3cli.report.text import printable, stderr_console
 

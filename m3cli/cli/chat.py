@@ -97,4 +97,9 @@ def chat(
         sampling=values.sampling(settings),
     ) as conversation:
         values.note_demo(console, context, settings)
+        # What questions load: an interrupt, after which others may come, could leave half of it behind.
+        import bm25s  # noqa: F401
+        import numpy  # noqa: F401
+        import tiktoken  # noqa: F401
+
         console.run(conversation, values.question_lines())

@@ -16,10 +16,13 @@ _SILENCE = 20.0  # seconds for a request to come, twice as long at the most
 class Connection(H11Protocol):
     """uvicorn's, which closes connections beyond a number, and those on which no request comes for long."""
 
+    most = MOST_CONNECTIONS
+    """How many there may be at a time."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or end it at once if there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > self.most:
             transport.abort()
             return
         self._look = self.loop.call_later(_SILENCE, self._close_if_silent, None)

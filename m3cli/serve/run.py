@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from m3cli.tasks.stepping import OpenEngine
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OWN_FILES = 40  # that the server opens itself, those of a model process that starts among them
 _BACKLOG = 64  # connections that wait to be taken; asyncio tries as many at a time, files or not
 # For what was computed to be saved, and for answers to end, when the server is told to.
 _SAVING_SECONDS = 120.0
@@ -128,16 +129,17 @@ def serve(
 def _run(request: ServeRequest, service: Service, listener: socket.socket, console: Console) -> None:
     host, port = listener.getsockname()[:2]
     prepared = service.model.warm()
+    most = _allow_files()
     server = _Server(
         uvicorn.Config(
             make_app(service),
-            http=Connection,
+            http=type("Connection", (Connection,), {"most": most}),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=_BACKLOG,
+            backlog=min(_BACKLOG, most),
             timeout_keep_alive=75,
             timeout_graceful_shutdown=_ENDING_SECONDS,
         ),
@@ -146,7 +148,6 @@ def _run(request: ServeRequest, service: Service, listener: socket.socket, conso
     for name in ("uvicorn.error", "asyncio"):  # Service.crashed tells what failed
         logger = logging.getLogger(name)
         logger.propagate, logger.handlers = False, [logging.NullHandler()]
-    _allow_files()
     _tell_of_others(request, service, console)
     shown = f"[{host}]" if ":" in host else host
     with _signals(server.end), _announced(request, service, host, port):
@@ -196,14 +197,19 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _allow_files() -> None:
-    """Allow as many open files as the system lets, up to what all connections take."""
+def _allow_files() -> int:
+    """Allow as many open files as the system lets, up to what all connections take; how many these may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * MOST_CONNECTIONS + 64
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    # As many again are taken at a time, and closed if they are too many.
+    return max(min(MOST_CONNECTIONS, (soft - _OWN_FILES) // 2), 1)
 
 
 def _tell_of_others(request: ServeRequest, service: Service, console: Console) -> None:
