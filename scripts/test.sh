@@ -9,4 +9,4 @@ bin=$root/.venv/bin
 "$bin/ruff" format --check .
 "$bin/mypy"
 "$bin/lint-imports"
-exec "$bin/pytest" --numprocesses auto --dist loadfile "$@"
+exec "$bin/pytest" --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"

@@ -37,9 +37,24 @@ os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
 os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
 
 
+# Files that take a minute or more, the longest first.
+_LONG = (
+    "test_readme.py",
+    "test_warm.py",
+    "test_review.py",
+    "test_session.py",
+    "test_ask.py",
+    "test_serve.py",
+    "test_quantizer.py",
+    "test_eval.py",
+    "test_m3.py",
+    "test_remote.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the longest file begin first, for else one process does it when the others have ended."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """Have long files begin first, for else one process is at them when the others have ended."""
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
 
 
 @pytest.fixture(scope="session")
