@@ -109,6 +109,17 @@ def gone(pid: int) -> bool:
         return True
 
 
+def held(pid: int) -> tuple[int, int, int]:
+    """Bytes of resident memory, open files and threads of a process."""
+    proc = Path(f"/proc/{pid}")
+    pages = int((proc / "statm").read_text().split()[1])
+    return (
+        pages * os.sysconf("SC_PAGE_SIZE"),
+        len(list((proc / "fd").iterdir())),
+        len(list((proc / "task").iterdir())),
+    )
+
+
 def files(directory: Path) -> dict[str, bytes]:
     """The files below a directory with their content, by name."""
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import re
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.drills import children
-from tests.serve.servers import environ_of, serving
+from tests.faults.drills import children, held
+from tests.serve.servers import environ_of, poll, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tests.serve.servers import Server
 
 BROKEN = 8000  # requests that are no HTTP, or end in the middle of it
+GROWTH = 1.1  # of memory, from a quarter of them on
 MALFORMED = 2000  # bodies that are JSON, or nearly, and no request
 JSON = st.recursive(
     st.none()
@@ -56,8 +58,9 @@ FINE = {200, 400, 401, 403, 404, 405, 413, 429}
 
 @pytest.fixture(scope="module")
 def server(place: Path, tiny: str) -> Iterator[Server]:
-    """A server of the tiny model."""
-    with serving("--model", tiny, "--no-cache", environ=environ_of(place / "hostile")) as server:
+    """A server of the tiny model, whose answers are short unless others are asked for."""
+    short = ("--ctx", "512", "--max-tokens", "2")
+    with serving("--model", tiny, "--no-cache", *short, environ=environ_of(place / "hostile")) as server:
         yield server
 
 
@@ -95,9 +98,11 @@ def test_what_is_no_http(server: Server) -> None:
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
         good,
     )
-    sent = 0
+    sent, before = 0, (0, 0, 0)
+    seen: set[int] = set()
     while sent < BROKEN:
-        count = chance.randint(1, 40)
+        count = chance.randint(1, 5)  # behind the first that is broken, a connection is closed
+        answers = b""
         with (
             socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection,
             suppress(OSError),
@@ -116,11 +121,19 @@ def test_what_is_no_http(server: Server) -> None:
                 connection.sendall(head)
             if chance.random() < 0.5:
                 connection.shutdown(socket.SHUT_WR)
-                while connection.recv(65_536):
-                    pass
+                while piece := connection.recv(65_536):
+                    answers += piece
+        seen |= {int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)}
+        assert seen <= FINE, answers
         sent += count
+        if sent > BROKEN // 4 and not any(before):
+            before = held(server.process.pid)
+    assert {200, 400} <= seen
     is_well(server)
     assert children(server.process.pid) == {worker}
+    memory, files, _ = before
+    poll(lambda: held(server.process.pid)[1] <= files)  # closed connections are noticed a moment later
+    assert held(server.process.pid)[0] <= memory * GROWTH
 
 
 @settings(max_examples=MALFORMED, deadline=None, suppress_health_check=list(HealthCheck), database=None)

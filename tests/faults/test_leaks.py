@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.drills import children
+from tests.faults.drills import children, held
 from tests.serve.servers import environ_of, poll, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.serve.servers import Server
 
@@ -30,17 +29,6 @@ def server(place: Path, tiny: str) -> Iterator[Server]:
     """A server of the tiny model, which keeps nothing on the disk."""
     with serving("--model", tiny, "--no-cache", environ=environ_of(place / "leaks")) as server:
         yield server
-
-
-def held(pid: int) -> tuple[int, int, int]:
-    """Bytes of resident memory, open files and threads of a process."""
-    proc = Path(f"/proc/{pid}")
-    pages = int((proc / "statm").read_text().split()[1])
-    return (
-        pages * os.sysconf("SC_PAGE_SIZE"),
-        len(list((proc / "fd").iterdir())),
-        len(list((proc / "task").iterdir())),
-    )
 
 
 def one(server: Server, number: int, kind: str) -> None:
