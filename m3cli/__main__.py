@@ -28,8 +28,8 @@ from contextlib import suppress  # noqa: E402
 
 from m3cli.errors import ExitCode, M3Error, OutputClosedError  # noqa: E402
 
-# What the system's loader says of a library that it has no memory for.
-_NOT_MAPPED = "failed to map segment"
+# What is said of a library and of a thread that there is no memory for.
+_NO_MEMORY = ("failed to map segment", "can't start new thread")
 
 
 def main() -> None:
@@ -61,10 +61,10 @@ def main() -> None:
         )
         sys.exit(ExitCode.IMPOSSIBLE)
     except Exception as error:  # noqa: BLE001 - the last resort: a sentence, and a traceback with --debug
-        if isinstance(error, MemoryError) or _NOT_MAPPED in str(error):
-            words = f": {error}" if str(error) and isinstance(error, MemoryError) else ""
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            more = f": {error}" if str(error) and isinstance(error, MemoryError) else ""
             _complain(
-                f"m3 itself ran out of memory{words}.".replace("..", "."),
+                f"m3 itself ran out of memory{more}.".replace("..", "."),
                 "Read fewer files at a time, raise the limit on memory, or close other programs.",
             )
             sys.exit(ExitCode.IMPOSSIBLE)

@@ -25,9 +25,13 @@ FINE = (ExitCode.DONE, ExitCode.CAP_REACHED)
 _LIMITER = "import os, resource, sys\n{lines}\nos.execv({m3!r}, [{m3!r}, *sys.argv[1:]])\n"
 
 
+def lines(limits: Mapping[int, int]) -> str:
+    """Lines of Python that set limits of the system's (`resource.RLIMIT_…`)."""
+    return "\n".join(f"resource.setrlimit({kind}, ({most}, {most}))" for kind, most in limits.items())
+
+
 def _limiter(limits: Mapping[int, int]) -> str:
-    lines = [f"resource.setrlimit({kind}, ({most}, {most}))" for kind, most in limits.items()]
-    return _LIMITER.format(lines="\n".join(lines), m3=M3)
+    return _LIMITER.format(lines=lines(limits), m3=M3)
 
 
 def limited(directory: Path, limits: Mapping[int, int]) -> str:

@@ -149,7 +149,7 @@ def test_an_evaluation_that_has_no_room(
 
 
 def test_a_question_that_cannot_be_remembered(
-    warmed: dict[str, str], ask: tuple[str, ...], cold: str, tmp_path: Path
+    warmed: dict[str, str], ask: tuple[str, ...], tmp_path: Path
 ) -> None:
     """In a terminal, questions are kept for the next time; one that cannot be is answered like any other."""
     history = Path(warmed["M3_CACHE_DIR"]) / "chat-history"
@@ -177,7 +177,7 @@ def test_a_question_that_cannot_be_remembered(
         process.wait()
         os.close(terminal)
     assert code == 0, said
-    assert cold.strip().splitlines()[0] in said.decode("utf-8", "replace")
+    assert said.count(b"wrote 8 in") == 1
     assert b"Traceback" not in said
     assert history.stat().st_size <= 1
 
