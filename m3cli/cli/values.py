@@ -196,10 +196,10 @@ def context_request(
 
 def _endpoint(settings: Settings) -> Endpoint | None:
     """The server that answers in place of this machine, if one is named. Raises UsageError."""
-    from m3cli.engine.endpoint import Endpoint
-
     if not settings.endpoint:
         return None
+    from m3cli.engine.endpoint import Endpoint
+
     for name, flag in _HERE_ONLY.items():
         if settings.origins.get(name, "").startswith("--"):
             raise UsageError(

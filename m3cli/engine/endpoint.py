@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from m3cli.engine.events import Notice
+from m3cli.engine.running import LOOPBACK
 from m3cli.errors import (
     DoesNotFitError,
     EngineCrashError,
@@ -36,7 +37,6 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # what may be over at
 _CONNECT_SECONDS = 15.0
 _LARGEST_ANSWER = 64_000_000  # bytes of an object, or of one piece of a stream
 _LARGEST_ERROR = 1_000_000  # bytes
-_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 _ADDRESS = re.compile(r"https?://(\[[^\]/\s]+\]|[^/\s\\:\[\]]+)(:\d*)?(/[^\s\\]*)?", re.I)
 _OVERFLOW = re.compile(
     r"context.{0,20}(length|size|window|limit)|(prompt|input|messages?).{0,20}too (long|large)"
@@ -82,7 +82,7 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """Whether nothing leaves this machine."""
-        return bool(_LOOPBACK.fullmatch(self.host))
+        return bool(LOOPBACK.fullmatch(self.host))
 
     @property
     def is_open(self) -> bool:

@@ -39,6 +39,8 @@ _FIELDS: dict[str, type] = {
     "started": float,
 }
 _LARGEST_FILE = 100_000  # bytes
+_LOOPBACK_ADDRESS = r"127(\.\d{1,3}){3}|::1"
+LOOPBACK = re.compile(rf"localhost|{_LOOPBACK_ADDRESS}")  # this machine, as hosts are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,12 @@ class RunningServer:
     @property
     def url(self) -> str:
         """Where it listens, e.g. `http://127.0.0.1:8303`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return url_of(self.host, self.port)
+
+
+def url_of(host: str, port: int) -> str:
+    """The address of a server, e.g. `http://127.0.0.1:8303`."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def this_machine() -> str:
@@ -143,7 +149,7 @@ def _read(path: Path) -> RunningServer | None:
         return None
     server = RunningServer(**values)
     # What is sent goes to this machine only, whatever the file says.
-    local = re.fullmatch(r"127(\.\d{1,3}){3}|::1", server.host)
+    local = re.fullmatch(_LOOPBACK_ADDRESS, server.host)
     return server if local and 0 < server.port < 65536 and server.pid > 0 else None
 
 

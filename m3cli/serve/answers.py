@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from m3cli.engine.events import Finished, Restored, Stopped, Token
 from m3cli.errors import DoesNotFitError, ImpossibleError, M3Error, UsageError
 from m3cli.serve.fields import RequestError
-from m3cli.serve.scheduler import BusyError, ClosingError
+from m3cli.serve.scheduler import BusyError, ClosingError, shutting_down
 from m3cli.tasks.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Reading:
                 yield "answer", rest
             self.reason = "stop" if self._scanner.found else event.reason
         elif isinstance(event, Stopped):
-            raise ClosingError("The server is shutting down.", "Ask again when it is back.")
+            raise shutting_down()
 
     def _pieces(self, pieces: Iterable[tuple[Kind, str]]) -> Iterator[tuple[Kind, str]]:
         for kind, text in pieces:

@@ -217,5 +217,5 @@ async def _on_disconnect(_request: Request, _error: Exception) -> Response:
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = {"message": f"{error.detail}.", "type": "invalid_request_error", "param": None, "code": None}
-    return JSONResponse({"error": body}, error.status_code, error.headers)
+    status, body = error_of(RequestError(f"{error.detail}.", status=error.status_code))
+    return JSONResponse(body, status, error.headers)

@@ -11,7 +11,8 @@ from array import array
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from m3cli.serve.fields import Fields, RequestError, clean
+from m3cli.engine.endpoint import clean
+from m3cli.serve.fields import Fields, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from m3cli.engine.endpoint import clean
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -127,8 +129,3 @@ class Fields:
                 self.name(key),
                 code="unsupported_value",
             )
-
-
-def clean(text: str) -> str:
-    """Text without halves of characters, which JSON can spell and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -15,13 +15,13 @@ import anyio
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
+from m3cli.serve.answers import error_of
 from m3cli.serve.fields import RequestError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 # This machine as a Host header names it, and an Origin header behind its scheme.
 _HERE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 PAGES = re.compile(rf"(?i:https?://{_HERE.pattern})")  # that may use the server from within a browser
@@ -41,20 +41,21 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is refused, and pass on the rest."""
         if scope["type"] == "http" and (refusal := self._refusal(scope["path"], Headers(scope=scope))):
-            status, message = refusal
-            kind = "authentication_error" if status == 401 else "invalid_request_error"
-            body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
+            status, body = error_of(refusal)
             headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
             await JSONResponse(body, status, headers)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
+    def _refusal(self, path: str, headers: Headers) -> RequestError | None:
         if self._loopback:
             if not _HERE.fullmatch(headers.get("host", "")):
-                return 403, "This server answers to the names of this machine only (localhost, 127.0.0.1)."
+                return RequestError(
+                    "This server answers to the names of this machine only (localhost, 127.0.0.1).",
+                    status=403,
+                )
             if "origin" in headers and not PAGES.fullmatch(headers["origin"]):
-                return 403, "This server does not answer pages of other hosts."
+                return RequestError("This server does not answer pages of other hosts.", status=403)
         if path in OPEN:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -62,9 +63,13 @@ class Guard:
         if given and _same(given, self._secret):
             return None
         if path.startswith(_FOR_M3):
-            return 401, "This address is for m3 commands of the user who started the server."
+            return RequestError(
+                "This address is for m3 commands of the user who started the server.", status=401
+            )
         if self._api_key and not _same(given, self._api_key):
-            return 401, "The API key is missing or wrong: send it as 'Authorization: Bearer KEY'."
+            return RequestError(
+                "The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.", status=401
+            )
         return None
 
 

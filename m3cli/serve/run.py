@@ -19,16 +19,17 @@ import uvicorn
 from m3cli import __version__
 from m3cli.engine.events import Sampling
 from m3cli.engine.running import (
+    LOOPBACK,
     RunningServer,
     announce,
     model_state,
     new_secret,
     running_servers,
     this_machine,
+    url_of,
 )
 from m3cli.errors import MachineError, UsageError
 from m3cli.serve.app import make_app
-from m3cli.serve.guard import LOOPBACK
 from m3cli.serve.metrics import Metrics
 from m3cli.serve.model import ServedModel
 from m3cli.serve.protocol import MOST_CONNECTIONS, Connection
@@ -149,7 +150,6 @@ def _run(request: ServeRequest, service: Service, listener: socket.socket, conso
         logger = logging.getLogger(name)
         logger.propagate, logger.handlers = False, [logging.NullHandler()]
     _tell_of_others(request, service, console)
-    shown = f"[{host}]" if ":" in host else host
     with _signals(server.end), _announced(request, service, host, port):
         # The server itself asks first: who comes later finds the model loaded and the files computed.
         first = Job(
@@ -163,7 +163,7 @@ def _run(request: ServeRequest, service: Service, listener: socket.socket, conso
             f"serving {' and '.join(service.model.names)}, up to {service.model.context.window:,} tokens of "
             "context; Ctrl-C ends it"
         )
-        console.listening(f"http://{shown}:{port}/v1")
+        console.listening(f"{url_of(host, port)}/v1")
         asyncio.run(server.serve(sockets=[listener]))
     if server.failure is not None:
         raise server.failure

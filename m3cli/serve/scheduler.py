@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from array import array
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -35,6 +35,11 @@ class ClosingError(MachineError):
     """The server is ending."""
 
 
+def shutting_down() -> ClosingError:
+    """What whoever still waits for an answer is told."""
+    return ClosingError("The server is shutting down.", "Ask again when it is back.")
+
+
 @dataclass(eq=False)
 class Job:
     """A request in the queue, in a context of `n_ctx` tokens at least.
@@ -47,7 +52,7 @@ class Job:
     n_ctx: int
     deliver: Callable[[Event | Exception], None]
     passed_over: int = 0
-    cancelled: bool = field(default=False)
+    cancelled: bool = False
 
 
 class Scheduler:
@@ -109,7 +114,7 @@ class Scheduler:
 
     def _check_room(self) -> None:
         if self._closing:
-            raise ClosingError("The server is shutting down.", "Ask again when it is back.")
+            raise shutting_down()
         if len(self._waiting) >= self._most_waiting:
             raise BusyError(f"The queue is full: {self._most_waiting} wait already.", "Ask again later.")
 
@@ -121,7 +126,7 @@ class Scheduler:
         with self._changed:
             self._closing = True
             for job in self._waiting:
-                job.deliver(ClosingError("The server is shutting down.", "Ask again when it is back."))
+                job.deliver(shutting_down())
             self._waiting.clear()
             if self._current is not None:
                 self._current.cancelled = True
@@ -135,20 +140,27 @@ class Scheduler:
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                self._answer(job)
-            except BaseException as error:  # noqa: BLE001 - a defect in one answer must not end the server
-                self._held = array("i")
-                job.deliver(self._told(error))
-            with self._changed:
-                self._current = None
-                self._computing = False
+        while self._answer_next():
+            pass  # each job is forgotten before the next is waited for
+
+    def _answer_next(self) -> bool:
+        """Wait for a job and answer it; False when there will be no more."""
+        if (job := self._next()) is None:
+            return False
+        try:
+            self._answer(job)
+        except BaseException as error:  # noqa: BLE001 - a defect in one answer must not end the server
+            self._held = array("i")
+            job.deliver(self._told(error))
+        with self._changed:
+            self._current = None
+            self._computing = False
+        return True
 
     def _told(self, error: BaseException) -> Exception:
         """What a client hears of an error: nothing of what the end of the server has broken."""
         if self._closing:
-            return ClosingError("The server is shutting down.", "Ask again when it is back.")
+            return shutting_down()
         return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
     def _next(self) -> Job | None:

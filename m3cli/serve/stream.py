@@ -71,20 +71,23 @@ class Events:
 
     def __init__(self, service: Service, prepared: Prepared) -> None:
         self._service = service
-        self._prepared = prepared
         self._started = time.monotonic()
         loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
         def deliver(item: Event | Exception) -> None:
             with suppress(RuntimeError):  # the server has ended, and nobody waits for it
-                loop.call_soon_threadsafe(self._queue.put_nowait, item)
+                loop.call_soon_threadsafe(self._put, item)
 
         self._job = Job(prepared.request, prepared.n_ctx, deliver)
         self._ended = False
         self._generated = 0
         self._getting: asyncio.Future[Event | Exception] | None = None
         service.scheduler.submit(self._job)
+
+    def _put(self, item: Event | Exception) -> None:
+        if not self._ended:  # else nobody takes it
+            self._queue.put_nowait(item)
 
     async def first(self) -> Event | None:
         """The first event, or None if it takes long; an answer that fails at once can still say so."""

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import Corpus, read_corpus
 from m3cli.engine.events import CacheConfig, EngineConfig
-from m3cli.engine.remote import RemoteEngine
-from m3cli.engine.served import ServedEngine
 from m3cli.memo import Memo
 from m3cli.model.digest import model_digest
 from m3cli.plan.window import plan_window
@@ -29,7 +27,6 @@ from m3cli.tasks.configure import RunOptions, configured, stepped_down
 from m3cli.tasks.evaluate.effective import effective_context, variants_of
 from m3cli.tasks.model import open_model
 from m3cli.tasks.prompts import Prompt, encode_prompt
-from m3cli.tasks.remote import REDACTED, open_remote
 from m3cli.tasks.servers import find_server
 from m3cli.tasks.stepping import SteppingEngine
 
@@ -170,6 +167,8 @@ class Context:
         self._owned = model is None
         self.remote: RemoteModel | None = None
         if request.endpoint is not None:
+            from m3cli.tasks.remote import open_remote  # compiles many patterns
+
             self.remote = open_remote(request.endpoint, request.ctx, memo, request.state_dir)
             self.model = self.remote.opened
         else:
@@ -194,8 +193,7 @@ class Context:
         self.corpus = replace(self.corpus, chunks=remote.without_secrets(self.corpus.chunks))
         self.variables = remote.variables(self.request.think)
         self.notes += remote.notes
-        if count := sum(remote.redactor.counts.values()):
-            self.notes.append(REDACTED.format(count=count))
+        self.notes += remote.about_secrets()
 
     def shown_changes(self, changes: Sequence[FileChange]) -> list[FileChange]:
         """Changes as the model may see them: without secrets, if it is one of another machine."""
@@ -383,11 +381,15 @@ class Context:
     def open(self, open_engine: OpenEngine, config: EngineConfig) -> SteppingEngine:
         """The engine for `config`: a server's, or one that steps down once if memory is not there."""
         if (remote := self.remote) is not None:
+            from m3cli.engine.remote import RemoteEngine
+
             endpoint, name = remote.server.endpoint, self.model.ref.name
             return SteppingEngine(
                 lambda config, _: RemoteEngine(endpoint, name, config.n_ctx), config, None, None
             )
         if (server := self._server_for(config.n_ctx)) is not None:
+            from m3cli.engine.served import ServedEngine
+
             return SteppingEngine(lambda config, _: ServedEngine(server, config.n_ctx), config, None, None)
         planned = self.request.state_dir is not None
         smaller = stepped_down(config, self.request.run) if planned else None

@@ -56,6 +56,11 @@ class RemoteModel:
         """The chunks of a corpus without their secrets; as they are where nothing leaves this machine."""
         return tuple(chunks if self.server.endpoint.is_local else self.redactor.redact(chunks))
 
+    def about_secrets(self) -> list[str]:
+        """How many secrets were replaced so far, if any."""
+        count = sum(self.redactor.counts.values())
+        return [REDACTED.format(count=count)] if count else []
+
     def change_without_secrets(self, change: FileChange) -> FileChange:
         """A changed file without its secrets: both versions, as far as they are known, and the hunks.
 

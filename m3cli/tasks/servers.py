@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from m3cli.engine.running import model_state, running_servers
-from m3cli.engine.served import is_alive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +21,9 @@ def find_server(directory: Path, model: Path, run: RunOptions, *, keeps: bool) -
     wanted = (str(model.resolve()), model_state(model), keeps)
     for server in running_servers(directory):
         same = (server.model_path, server.model_state, server.caches) == wanted
-        if same and run.agrees_with(server.run) and is_alive(server):
-            return server
+        if same and run.agrees_with(server.run):
+            from m3cli.engine.served import is_alive
+
+            if is_alive(server):
+                return server
     return None

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3cli.serve.fields import Fields, RequestError, clean, parse_object
+from m3cli.engine.endpoint import clean
+from m3cli.serve.fields import Fields, RequestError, parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from m3cli.engine.running import LOOPBACK
 from m3cli.serve.fields import RequestError
-from m3cli.serve.guard import LOOPBACK, Guard, read_body
+from m3cli.serve.guard import Guard, read_body
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -67,8 +67,9 @@ class Score:
         mean = sum(values) / count
         spread = _Z * sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
         middle, scale = mean + _Z**2 / (2 * count), 1 + _Z**2 / count
-        low = (middle - spread) / scale if mean > 0 else 0.0
-        high = (middle + spread) / scale if mean < 1 else 1.0  # but for rounding, they are that by themselves
+        # But for rounding, they are 0 and 1 where no or each answer was right, and within both elsewhere.
+        low = max(0.0, (middle - spread) / scale) if mean > 0 else 0.0
+        high = min(1.0, (middle + spread) / scale) if mean < 1 else 1.0
         return cls(mean, low, high, count)
 
 

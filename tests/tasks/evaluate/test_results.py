@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import sqrt
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m3cli.tasks.evaluate.results import ABSOLUTE_BAR, RELATIVE_BAR, Outcome, Run, Score
@@ -43,6 +43,7 @@ def run_of(scores: dict[int, list[float]], depth: float | None = 0.5) -> Run:
 
 
 @given(SHARES)
+@example([2.7e-10, 2.7e-10])  # whose lower end is 0 but for rounding
 def test_the_interval_solves_wilsons_equation(scores: list[float]) -> None:
     """At both ends, the mean is as many standard errors away as the confidence asks for."""
     score = Score.of(scores)
