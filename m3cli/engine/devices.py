@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from m3cli.engine.llama import lib, libggml, physical_cores, version
+from m3cli.engine.llama_library import lib, libggml, physical_cores, version
 
 _SIZE, _POINTER, _TEXT = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
 

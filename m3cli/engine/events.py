@@ -1,7 +1,8 @@
 """What goes into an engine and what every engine streams out of it.
 
 The order of a run is `LoadProgress* Loaded Restored? Prefilled+ Token* Finished`, with `Notice`, `Saved`
-and `NotSaved` anywhere. A run that was asked to stop ends with `Stopped` instead.
+and `NotSaved` anywhere, and `Updated` after a `Prefilled`. A run that was asked to stop ends with `Stopped`
+instead.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ KVType = Literal["f16", "q8_0", "q4_0"]
 # full: a model without sparse attention; sparse: MiniMax Sparse Attention (MSA) runs; dense: a model that
 # was trained with MSA runs without it, which changes its answers.
 Attention = Literal["full", "sparse", "dense"]
+
+Update = Literal["exact", "inplace", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class EngineConfig:
     weights are in main memory. `no_host` keeps those out of the GPU's pinned memory. `mmap` maps the file
     instead of reading it, `mlock` keeps the weights from being swapped out.
 
-    `lora` are adapters, each a GGUF file and the scale that it is applied with.
+    `lora` are adapters, each a GGUF file and the scale that it is applied with. With `in_place`, the context
+    has what it takes to be updated in place; not for models with sparse attention, which would run densely.
     """
 
     model_path: str
@@ -84,6 +88,7 @@ class EngineConfig:
     mmap: bool = True
     mlock: bool = False
     lora: tuple[tuple[str, float], ...] = ()
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,9 @@ class Request:
     under `label`; without `save`, only what was computed when the run is stopped, or for long, is. With
     `exact`, what is reused is cut back to where a run without reuse would have cut its batches, so that both
     compute the same numbers; without, all that agrees is reused. With a `schema`, a JSON schema as text, the
-    answer is JSON that it describes, if `max_tokens` suffice.
+    answer is JSON that it describes, if `max_tokens` suffice. `update` says how a context is brought up to
+    date that was computed of other tokens in part: `exact` computes all behind the first that differs,
+    `inplace` those that differ, and `auto` takes what m3cli.engine.inplace chooses.
 
     For a server that makes its own tokens, `messages` are roles and texts, and `variables` go to its chat
     template; `tokens` are then what m3 takes the prompt for.
@@ -123,6 +130,7 @@ class Request:
     exact: bool = True
     schema: str = ""
     save: bool = True
+    update: Update = "exact"
     messages: tuple[tuple[str, str], ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
 
@@ -151,6 +159,20 @@ class Restored:
     tokens: int
     seconds: float
     source: Literal["memory", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A context was updated in place: `edits` replaced, `computed` tokens of the `tokens` it has now.
+
+    `staleness` is that of m3cli.engine.edits. What was not computed counts as restored.
+    """
+
+    tokens: int
+    edits: int
+    computed: int
+    staleness: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +241,19 @@ class Stopped:
     saved: int
 
 
-Event = LoadProgress | Loaded | Restored | Prefilled | Saved | NotSaved | Token | Notice | Finished | Stopped
+Event = (
+    LoadProgress
+    | Loaded
+    | Restored
+    | Updated
+    | Prefilled
+    | Saved
+    | NotSaved
+    | Token
+    | Notice
+    | Finished
+    | Stopped
+)
 _EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 

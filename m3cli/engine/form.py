@@ -12,7 +12,7 @@ import llguidance.llamacpp
 import llguidance.numpy
 import numpy as np
 
-from m3cli.engine.llama import lib
+from m3cli.engine.llama_library import lib
 from m3cli.errors import EngineCrashError, UsageError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m3cli.engine.llama import libggml
+from m3cli.engine.llama_library import libggml
 from m3cli.errors import ModelError
 from m3cli.model.ggml_types import TENSOR_TYPES
 

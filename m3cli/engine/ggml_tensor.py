@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m3cli.engine.llama import libggml, version
+from m3cli.engine.llama_library import libggml, version
 from m3cli.errors import MachineError
 from m3cli.model.ggml_types import TENSOR_TYPES
 

@@ -1,8 +1,6 @@
-"""The only module that imports llama_cpp: load, prefill, sample, and what this build is.
+"""A model that llama.cpp runs: load, prefill, sample, save and restore its KV cache.
 
 It is meant to run in the worker process, where a native crash is an error and not a dead shell.
-Only the low-level bindings are used. llama.cpp's log goes to a short memory of its last
-warnings, from which the errors quote; nothing is printed.
 """
 
 from __future__ import annotations
@@ -11,28 +9,15 @@ import ctypes
 import os
 import re
 import time
-from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.adapters import check_adapters
 from m3cli.engine.events import THINK_TAGS, LoadProgress
+from m3cli.engine.llama_library import LOG, lib, physical_cores, version
 from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError, OutOfMemoryError
 from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error
-
-try:
-    import llama_cpp._ggml
-    import llama_cpp.llama_cpp
-except (ImportError, OSError, RuntimeError, AttributeError) as error:
-    raise MachineError(
-        f"The library llama-cpp-python cannot be loaded: {str(error).strip().rstrip('.')}.",
-        "Reinstall it with 'pip install --force-reinstall --no-cache-dir llama-cpp-python'; building it "
-        "needs a C++ compiler.",
-    ) from error
-
-lib: Any = llama_cpp.llama_cpp  # the low-level bindings; llama_cpp.Llama is not used
-libggml: Any = llama_cpp._ggml.libggml  # what the bindings leave out; see m3cli.engine.devices
 
 if TYPE_CHECKING:
     from array import array
@@ -49,93 +34,18 @@ _SHOWN = {*THINK_TAGS, *THINK_TAGS.values()}
 _OUT_OF_MEMORY = re.compile(
     r"allocat|bad_alloc|out of memory|not enough memory|mlock|mmap failed", re.IGNORECASE
 )
-
-_LOG_WARNING, _LOG_ERROR, _LOG_CONTINUED = 3, 4, 5  # enum ggml_log_level of ggml.h
-
-
-class _Log:
-    """The last warnings and errors that llama.cpp logged; its chatter would push them out."""
-
-    def __init__(self, lines: int = 200) -> None:
-        self._lines: deque[tuple[int, str]] = deque(maxlen=lines)
-        self._kept = False  # whether the line that may be continued is one of ours
-        self.everything: list[str] | None = None  # all that is said, for whoever listens
-        self._callback = lib.llama_log_callback(self._add)  # ctypes keeps no reference to it
-        lib.llama_log_set(self._callback, ctypes.c_void_p(None))
-
-    def _add(self, level: int, text: bytes, _user_data: object) -> None:
-        line = text.decode("utf-8", "replace")
-        if self.everything is not None:
-            self.everything.append(line)
-        if level != _LOG_CONTINUED:
-            self._kept = level in (_LOG_WARNING, _LOG_ERROR)
-            if self._kept:
-                self._lines.append((level, line))
-        elif self._kept and self._lines:
-            level, begun = self._lines.pop()
-            self._lines.append((level, begun + line))
-
-    def clear(self) -> None:
-        self._lines.clear()
-
-    def __contains__(self, words: str) -> bool:
-        return any(words in line for _, line in self._lines)
-
-    def reason(self, otherwise: str) -> str:
-        """Say what went wrong in llama.cpp's words, without its function names and the full stop."""
-        errors = [re.sub(r"^\w+: ", "", line.strip()) for level, line in self._lines if level == _LOG_ERROR]
-        for line in errors:
-            words = line.partition("error loading model: ")[2].rstrip(".")
-            if words and "failed to load model from" not in words:
-                return words
-        return errors[0].rstrip(".") if errors else otherwise
-
-
-_LOG = _Log()
 # Architectures that fell back to dense attention for a reason that m3 does not foresee. llama.cpp warns
 # of it once a process, and a worker loads more than one model.
 _FELL_BACK: set[str] = set()
-lib.llama_backend_init()
-
-
-@contextmanager
-def logged() -> Iterator[list[str]]:
-    """Collect all that llama.cpp logs meanwhile, down to the level that is meant for debugging."""
-    lines: list[str] = []
-    _LOG.everything = lines
-    try:
-        yield lines
-    finally:
-        _LOG.everything = None
-
-
-def version() -> str:
-    """Version of the bindings and of the llama.cpp in them."""
-    return f"llama-cpp-python {llama_cpp.__version__} (llama.cpp {lib.llama_version().decode()})"
-
-
-def build() -> str:
-    """What decides the last digits of this build's results: its version and the instructions that it uses."""
-    return f"{version()} {lib.llama_print_system_info().decode('utf-8', 'replace')}"
-
-
-def physical_cores() -> int:
-    """Cores that this process may run on, hyper-threads counted once."""
-    try:
-        allowed = os.sched_getaffinity(0)
-        siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-        return len({Path(siblings.format(cpu)).read_text(encoding="ascii") for cpu in allowed})
-    except (AttributeError, OSError):
-        return os.cpu_count() or 1
 
 
 def load(path: str, params: Any) -> Any:
     """Load a `llama_model`. Raises ModelError, or MachineError when memory is what lacks."""
-    _LOG.clear()
+    LOG.clear()
     model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if model:
         return model
-    reason = _LOG.reason("llama.cpp gave no reason")
+    reason = LOG.reason("llama.cpp gave no reason")
     name = Path(path).name
     if not Path(path).is_file():
         raise ModelError(
@@ -167,8 +77,10 @@ def _gigabytes(path: str) -> str:
     return f"{sum(part.stat().st_size for part in parts) / 1e9:.2f} GB"
 
 
-def make_context(model: Any, config: EngineConfig, *, outputs: int = 1, callback: Any = None) -> Any:
-    """Make a `llama_context`. Raises MachineError.
+def make_context(
+    model: Any, config: EngineConfig, *, outputs: int = 1, sequences: int = 1, callback: Any = None
+) -> Any:
+    """Make a `llama_context` that is shared by so many sequences. Raises MachineError.
 
     `outputs` is how many positions of a batch may have logits. `callback` is called for the nodes of the
     graph, as `ggml_backend_sched_eval_callback` of ggml-backend.h, and has to outlive the context.
@@ -176,11 +88,11 @@ def make_context(model: Any, config: EngineConfig, *, outputs: int = 1, callback
     params = lib.llama_context_default_params()
     params.n_ctx = config.n_ctx
     params.swa_full = True  # a window alone could not be cut back to a shared prefix
-    params.n_seq_max = 1  # with more, MSA needs a cache that is not unified
-    params.kv_unified = False
+    params.n_seq_max = sequences
+    params.kv_unified = sequences > 1  # they share what they hold; MSA would run densely
     params.n_batch = config.n_batch
     params.n_ubatch = config.n_ubatch
-    params.n_outputs_max = outputs  # a large vocabulary times n_batch is 400 MB
+    params.n_outputs_max = max(outputs, sequences)  # a large vocabulary times n_batch is 400 MB
     if callback is not None:
         params.cb_eval = callback
     params.n_threads = params.n_threads_batch = config.threads or physical_cores()
@@ -190,11 +102,11 @@ def make_context(model: Any, config: EngineConfig, *, outputs: int = 1, callback
     params.flash_attn_type = (
         lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )
-    _LOG.clear()
+    LOG.clear()
     context = lib.llama_init_from_model(model, params)
     if context:
         return context
-    reason = _LOG.reason("llama.cpp gave no reason")
+    reason = LOG.reason("llama.cpp gave no reason")
     asked = (
         f"A context of {config.n_ctx:,} tokens (K {config.kv_type_k}, V {config.kv_type_v}, "
         f"ubatch {config.n_ubatch:,}) could not be made: {reason}."
@@ -206,11 +118,11 @@ def make_context(model: Any, config: EngineConfig, *, outputs: int = 1, callback
 
 def load_adapter(model: Any, path: str, model_name: str) -> Any:
     """Load a `llama_adapter_lora`, which is freed with its model. Raises ModelError, OutOfMemoryError."""
-    _LOG.clear()
+    LOG.clear()
     adapter = lib.llama_adapter_lora_init(model, os.fsencode(path))
     if adapter:
         return adapter
-    reason = _LOG.reason("llama.cpp gave no reason").removeprefix("failed to apply lora adapter: ")
+    reason = LOG.reason("llama.cpp gave no reason").removeprefix("failed to apply lora adapter: ")
     if _OUT_OF_MEMORY.search(reason):
         raise OutOfMemoryError(
             f"The adapter {path} does not fit in memory: {reason}.", "Take a smaller quant of the model."
@@ -223,7 +135,11 @@ def load_adapter(model: Any, path: str, model_name: str) -> Any:
 
 
 class Model:
-    """A loaded model with its adapters, and its context: one sequence.
+    """A loaded model with its adapters, and its context: one sequence, and those that help it.
+
+    A second one is for `m3cli.engine.llama_update`, if the configuration asks for it. The last one is
+    there for models with a sliding window: llama.cpp lets new tokens take the place of those that have left
+    the window of the only sequence that they are in. So they are in another one as well while it computes.
 
     `progress` is called with the share of the weights that is loaded. `extra_buffers` lets
     llama.cpp repack weights for this CPU (AMX and the like), which is faster and crashes on some
@@ -247,7 +163,10 @@ class Model:
             name = Path(config.model_path).name
             # Before the context, whose graph has room for the adapters that it finds.
             adapters = [load_adapter(self._model, path, name) for path, _ in config.lora]
-            self._context = make_context(self._model, config)
+            windowed = lib.llama_model_n_swa(self._model) > 0
+            sequences = 1 + config.in_place + windowed
+            self._guard = sequences - 1 if windowed else None
+            self._context = make_context(self._model, config, sequences=sequences)
             self.attention = self._attention(config)
             if self.attention == "dense" and not config.allow_dense:
                 raise dense_attention_error(name)
@@ -256,13 +175,17 @@ class Model:
         except BaseException:
             self.close()
             raise
-        self._memory = lib.llama_get_memory(self._context)
+        self.memory = lib.llama_get_memory(self._context)
         self.n_ctx = int(lib.llama_n_ctx(self._context))
         self.n_batch = int(lib.llama_n_batch(self._context))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         # State of a recurrent model is one step, which cannot be taken back.
         self.can_truncate = not (
             lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        )
+        # Whether it can be updated in place.
+        self.can_update = bool(
+            config.in_place and self.can_truncate and lib.llama_memory_can_shift(self.memory)
         )
         # Asked between any two nodes of the graph, so it is native: the length of a string that is empty
         # until `abort` writes into it.
@@ -311,7 +234,7 @@ class Model:
         has_msa = architecture == MSA_ARCHITECTURE
         if has_msa and not config.flash_attention:  # MSA is written for flash attention alone
             return "dense"
-        if "running DENSE attention" in _LOG:
+        if "running DENSE attention" in LOG:
             _FELL_BACK.add(architecture)
         if architecture in _FELL_BACK:
             return "dense"
@@ -335,7 +258,12 @@ class Model:
         are computed. Raises DoesNotFitError, EngineCrashError.
         """
         view = (lib.llama_token * count).from_buffer(tokens, start * tokens.itemsize)
-        code = lib.llama_decode(self._context, lib.llama_batch_get_one(view, count))
+        return self.compute(lib.llama_batch_get_one(view, count), count)
+
+    def compute(self, batch: Any, count: int) -> bool:
+        """Compute a `llama_batch` of `count` tokens; see `decode`."""
+        with self._all_kept():
+            code = lib.llama_decode(self._context, batch)
         if code == 2:
             return False
         if code == 1:
@@ -345,10 +273,22 @@ class Model:
         if code != 0:
             raise EngineCrashError(
                 f"llama.cpp could not compute a batch of {count:,} tokens (code {code}): "
-                f"{_LOG.reason('it gave no reason')}.",
+                f"{LOG.reason('it gave no reason')}.",
                 "Ask for a smaller context or a smaller ubatch if memory is short; otherwise report this.",
             )
         return True
+
+    @contextmanager
+    def _all_kept(self) -> Iterator[None]:
+        """Have no token in the KV cache give its place to another, whatever has left the window."""
+        if self._guard is None:
+            yield
+            return
+        lib.llama_memory_seq_cp(self.memory, 0, self._guard, -1, -1)
+        try:
+            yield
+        finally:
+            lib.llama_memory_seq_rm(self.memory, self._guard, -1, -1)
 
     def abort(self) -> None:
         """Have a computation that runs in another thread end early, and every later one at once."""
@@ -360,19 +300,26 @@ class Model:
 
     def truncate(self, count: int) -> bool:
         """Keep the first `count` tokens of the KV cache; False if this model cannot, which empties it."""
-        if count and lib.llama_memory_seq_rm(self._memory, 0, count, -1):
+        if count and lib.llama_memory_seq_rm(self.memory, 0, count, -1):
             return True
-        lib.llama_memory_clear(self._memory, False)
+        lib.llama_memory_clear(self.memory, False)
         return not count
 
     def state_bytes(self) -> int:
         """Size of the state of all tokens in the KV cache."""
+        if self._guard is not None:
+            return int(lib.llama_state_get_size(self._context))
         return int(lib.llama_state_seq_get_size(self._context, 0))
 
     def save_state(self, path: Path, tokens: array[int]) -> int:
         """Write the KV cache, which holds `tokens`, into a file; its size in bytes, 0 on failure."""
         view = (lib.llama_token * len(tokens)).from_buffer(tokens)
-        return int(lib.llama_state_seq_save_file(self._context, os.fsencode(path), 0, view, len(tokens)))
+        file = os.fsencode(path)
+        if self._guard is None:
+            return int(lib.llama_state_seq_save_file(self._context, file, 0, view, len(tokens)))
+        # Of one sequence, llama.cpp would save the last window only.
+        saved = lib.llama_state_save_file(self._context, file, view, len(tokens))
+        return path.stat().st_size if saved else 0
 
     def load_state(self, path: Path, count: int) -> bool:
         """Replace the KV cache by that of a file with `count` tokens; empty if that fails.
@@ -380,14 +327,17 @@ class Model:
         llama.cpp aborts on a file that is cut short and believes one with other numbers in it: whoever
         calls this has compared it with a checksum.
         """
-        lib.llama_memory_clear(self._memory, False)
+        lib.llama_memory_clear(self.memory, False)
         tokens = (lib.llama_token * count)()
         found = ctypes.c_size_t()
-        if lib.llama_state_seq_load_file(
-            self._context, os.fsencode(path), 0, tokens, count, ctypes.byref(found)
-        ) and (found.value == count):
+        file, size = os.fsencode(path), ctypes.byref(found)
+        if self._guard is None:
+            loaded = lib.llama_state_seq_load_file(self._context, file, 0, tokens, count, size)
+        else:
+            loaded = lib.llama_state_load_file(self._context, file, tokens, count, size)
+        if loaded and found.value == count:
             return True
-        lib.llama_memory_clear(self._memory, False)
+        lib.llama_memory_clear(self.memory, False)
         return False
 
     def sampler(self, sampling: Sampling, schema: str = "") -> Sampler:

@@ -13,7 +13,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.devices import buffer_type_name, device_of
-from m3cli.engine.llama import lib, load, logged, make_context
+from m3cli.engine.llama import load, make_context
+from m3cli.engine.llama_library import lib, logged
 from m3cli.engine.placement import model_params
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from m3cli.engine.ggml_rows import dequantize, has_values
-from m3cli.engine.llama import physical_cores
+from m3cli.engine.llama_library import physical_cores
 from m3cli.errors import ModelError
 from m3cli.model.ggml_types import TENSOR_TYPES
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from m3cli.engine.llama import physical_cores
+from m3cli.engine.llama_library import physical_cores
 from m3cli.engine.llama_windows import WindowModel, log_softmax
 from m3cli.engine.worker import config_of
 from m3cli.errors import MachineError

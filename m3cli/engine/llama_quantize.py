@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from m3cli.engine.ggml_rows import dequantize
-from m3cli.engine.llama import lib, libggml, logged, physical_cores
+from m3cli.engine.llama_library import lib, libggml, logged, physical_cores
 from m3cli.errors import ModelError
 from m3cli.model.ggml_types import TENSOR_TYPES
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from m3cli.engine.ggml_rows import dequantize
 from m3cli.engine.ggml_tensor import op_name, read, store, values, weight_name
-from m3cli.engine.llama import physical_cores
+from m3cli.engine.llama_library import physical_cores
 from m3cli.engine.llama_windows import Watcher, WindowModel, log_softmax
 from m3cli.engine.worker import config_of
 from m3cli.errors import ModelError, UsageError

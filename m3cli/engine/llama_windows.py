@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from m3cli.engine.ggml_tensor import tensor_at
-from m3cli.engine.llama import lib, load, logged, make_context
+from m3cli.engine.llama import load, make_context
+from m3cli.engine.llama_library import lib, logged
 from m3cli.engine.placement import model_params
 from m3cli.errors import EngineCrashError, ModelError
 from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error

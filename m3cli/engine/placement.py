@@ -9,7 +9,7 @@ import ctypes
 from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.devices import buffer_types
-from m3cli.engine.llama import lib
+from m3cli.engine.llama_library import lib
 from m3cli.errors import UsageError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m3cli.engine.llama import lib
+from m3cli.engine.llama_library import lib
 
 if TYPE_CHECKING:
     from m3cli.engine.events import Sampling

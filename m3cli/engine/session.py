@@ -4,6 +4,9 @@ Prefill goes in batches, and the numbers that a batch gives depend in their last
 batches end at fixed places: at multiples of the batch size, and where the shared prefix of a prompt
 ends. What is reused ends at one of these too. Then a restored run computes what a cold one would
 have, bit for bit, and a greedy answer is the same.
+
+A context that was updated in place is not what a cold run would have computed. It is kept apart from the
+others on the disk, and serves only requests that ask for it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from m3cli.engine import inplace
 from m3cli.engine.adapters import adapter_contents
+from m3cli.engine.edits import changed_of, runs_of
 from m3cli.engine.events import (
     Finished,
     Loaded,
@@ -30,23 +35,29 @@ from m3cli.engine.events import (
     Saved,
     Stopped,
     Token,
+    Updated,
 )
+from m3cli.engine.llama_update import splice
 from m3cli.engine.snapshots import SnapshotError, SnapshotStore, common_prefix
-from m3cli.errors import DoesNotFitError, ModelError, UsageError
+from m3cli.errors import DoesNotFitError, ImpossibleError, ModelError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterator
+
+    from numpy.typing import NDArray
 
     from m3cli.engine.events import CacheConfig, EngineConfig, Event, Request
     from m3cli.engine.llama import Model
-    from m3cli.engine.snapshots import Entry, Match
+    from m3cli.engine.snapshots import Entry
 
 # The first batch is small: if llama.cpp crashes on this CPU, it does so at once.
 _FIRST_BATCH = 32
 _WORTH_SAVING = 256  # tokens beyond what is saved already
 _WRITING = 1e9  # bytes a second; a cache that is computed again sooner than written is not saved
 # Settings that change neither the numbers in a KV cache nor their order; adapters do, by their content.
-_IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense", "mmap", "mlock", "lora"}
+_IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense", "mmap", "mlock", "lora", "in_place"}
+_UPDATED = "-inplace"  # ends the key of contexts that were updated in place
+_MOST_BASES = 4  # contexts on the disk that are compared, to update one of them
 
 
 class Session:
@@ -67,16 +78,20 @@ class Session:
         self._cache = cache
         self._stopping = stopping
         self._notices: list[str] = []
-        self._store = (
-            SnapshotStore(Path(cache.directory), key, max_bytes=cache.max_bytes, report=self._notices.append)
-            if cache
-            else None
-        )
+        self._store = self._open_store(key)
+        self._updated_store = self._open_store(key + _UPDATED)
         model.truncate(0)
         self._held = array("i")  # tokens whose keys and values are in the KV cache
         self._exact = 0  # how many of them are as a run without reuse would have them
-        self._cuts: set[int] = set()  # where batches of these ended, beside multiples of the batch size
+        self._cuts: set[int] = set()  # where batches of these ended
+        self._changed: NDArray[np.int32] | None = None  # see m3cli.engine.edits; None if never updated
         self._saved = 0  # how many of them are on the disk
+
+    def _open_store(self, key: str) -> SnapshotStore | None:
+        if self._cache is None:
+            return None
+        directory, most = Path(self._cache.directory), self._cache.max_bytes
+        return SnapshotStore(directory, key, max_bytes=most, report=self._notices.append)
 
     def generate(self, request: Request) -> Iterator[Event]:
         """Continue the prompt; see m3cli.engine.events for the order of events.
@@ -93,15 +108,17 @@ class Session:
 
         # 1. Refuse what cannot work, before hours of prefill.
         tokens = array("i", request.tokens)
-        self._check(tokens)
+        self._check(tokens, request)
 
         # 2. Keep or fetch what is computed already.
-        yield from self._reuse(tokens, request)
-        restored = len(self._held)
+        plan = yield from self._reuse(tokens, request)
+        restored = plan.kept if plan else len(self._held)
 
         # 3. Compute the rest of the prompt.
         begin = time.monotonic()
         yield Prefilled(restored, len(tokens), 0.0)
+        if plan:
+            yield from self._update(plan, tokens, request, begin)
         yield from self._prefill(tokens, request, begin)
         prefill_seconds = time.monotonic() - begin
         if self._stopping():
@@ -122,7 +139,7 @@ class Session:
             return
         yield Finished(reason, len(tokens), generated, prefill_seconds, time.monotonic() - begin, restored)
 
-    def _check(self, tokens: array[int]) -> None:
+    def _check(self, tokens: array[int], request: Request) -> None:
         if not tokens:
             raise UsageError("The prompt is empty.", "Give a question or files that hold text.")
         if len(tokens) > self._model.n_ctx:
@@ -135,76 +152,161 @@ class Session:
                 f"The prompt holds token ids beyond the {self._model.n_vocab:,} of the model's vocabulary.",
                 "The prompt was made with the tokenizer of another model; use the model's own.",
             )
+        if request.update == "inplace" and not self._model.can_update:
+            raise ImpossibleError(
+                "A context of this model cannot be updated in place: llama.cpp cannot move what it holds.",
+                "Leave out --update inplace.",
+            )
 
-    def _reuse(self, tokens: array[int], request: Request) -> Iterator[Event]:
-        """Cut the KV cache back to what it shares with `tokens`, or load more than that from the disk."""
+    def _reuse(self, tokens: array[int], request: Request) -> Generator[Event, None, inplace.Plan | None]:
+        """Cut the KV cache back to what it shares with `tokens`, or load more than that from the disk.
+
+        Or leave or load what the plan is about that is returned.
+        """
         begin = time.monotonic()
         common = common_prefix(_ids(self._held), _ids(tokens))
-        if request.exact:
-            common = min(common, self._exact)
-        held = self._usable(common, len(self._held), self._cuts, tokens, request)
-        for match in self._matches(tokens):
-            usable = self._usable(match.common, match.entry.manifest.tokens, None, tokens, request)
-            if usable > held and self._load(match.entry, tokens, usable, usable - held):
+        exact = self._as_cold(min(common, self._exact), self._cuts, tokens, request)
+        held = exact if request.exact else min(common, _most(tokens, request))
+        if held < len(self._held) and not self._model.can_truncate:
+            held = 0
+        found = self._found(tokens, request, held)
+        if self._model.can_update and request.update != "exact":
+            best = max([held, *(usable for usable, _ in found)])
+            plan = self._plan(tokens, request, best)
+            if plan and plan.staleness > inplace.STALEST:
+                yield Notice(
+                    "The context is computed anew: if it were updated in place, "
+                    f"{plan.staleness:.0%} of what it was computed from would have changed since."
+                )
+            elif plan and self._fetch(plan, best):
+                yield from self._told()
+                yield Restored(plan.kept, time.monotonic() - begin, "disk" if plan.base.entry else "memory")
+                return plan
+        for usable, entry in found:
+            if self._load(entry, usable - held) and self._cut(tokens, usable, usable):
                 yield from self._told()
                 yield Restored(usable, time.monotonic() - begin, "disk")
-                return
-        held = min(held, len(self._held))  # a load that failed emptied it
-        if held < len(self._held) and not self._model.truncate(held):
-            held = 0
-        self._hold(tokens, held)
+                return None
+        self._cut(tokens, min(held, len(self._held)), exact)  # a load that failed emptied it
         yield from self._told()
-        if held:
-            yield Restored(held, time.monotonic() - begin, "memory")
+        if self._held:
+            yield Restored(len(self._held), time.monotonic() - begin, "memory")
+        return None
 
-    def _matches(self, tokens: array[int]) -> list[Match]:
-        return self._store.find(tokens) if self._store else []
+    def _found(self, tokens: array[int], request: Request, held: int) -> list[tuple[int, Entry]]:
+        """Entries on the disk of which more than `held` tokens can be used, and how many."""
+        found = []
+        for match in self._store.find(tokens) if self._store else ():
+            size = match.entry.manifest.tokens
+            usable = self._as_cold(match.common, {size, *match.entry.manifest.cuts}, tokens, request)
+            if usable > held and (usable == size or self._model.can_truncate):
+                found.append((usable, match.entry))
+        return found
 
-    def _load(self, entry: Entry, tokens: array[int], usable: int, gained: int) -> bool:
-        """Load an entry that begins with `usable` of `tokens`, if that pays; a bad one is removed."""
-        store, begin = self._store, time.monotonic()
+    def _plan(self, tokens: array[int], request: Request, usable: int) -> inplace.Plan | None:
+        """How to update a context in place, if that is better than to compute all behind `usable` tokens."""
+        wanted = _ids(tokens)[: min(request.prefix, _most(tokens, request))]
+        if len(wanted) <= usable:
+            return None
+        bases = []
+        if self._held:
+            changed = np.zeros(len(self._held), np.int32)
+            if self._changed is not None:
+                changed[: len(self._changed)] = self._changed
+            bases.append(inplace.Base(_ids(self._held).copy(), changed, self._exact))
+        for store in (self._store, self._updated_store) if request.label else ():
+            for entry, ids in store.labelled(request.label)[:_MOST_BASES] if store else ():
+                changed = changed_of(entry.manifest.changed, len(ids))
+                exact = len(ids) if store is self._store else 0
+                bases.append(inplace.Base(ids, changed, exact, entry))
+        return inplace.choose(bases, wanted, len(wanted) - usable, request.update, self._model.n_ctx)
+
+    def _fetch(self, plan: inplace.Plan, usable: int) -> bool:
+        """Have the KV cache hold what a plan begins with; False if it is better computed from `usable` on."""
+        if plan.base.entry is None:
+            return True
+        return self._load(plan.base.entry, len(plan.changed) - usable - plan.computed)
+
+    def _update(
+        self, plan: inplace.Plan, tokens: array[int], request: Request, begin: float
+    ) -> Iterator[Event]:
+        """Follow a plan; the KV cache is empty if that does not succeed."""
+        computed, started = 0, time.monotonic()
+        try:
+            for computed in splice(self._model, tokens, plan.edits):
+                yield Prefilled(plan.kept + computed, len(tokens), time.monotonic() - begin)
+                if self._stopping():
+                    break
+        finally:
+            if computed < plan.computed:
+                self._cut(tokens, 0, 0)
+        if computed < plan.computed:
+            return
+        exact = self._as_cold(plan.exact, self._cuts, tokens, request)
+        self._changed, self._saved = plan.changed, min(self._saved, plan.kept)
+        self._hold(tokens[: len(plan.changed)], exact)
+        seconds = time.monotonic() - started
+        yield Updated(len(self._held), plan.count, computed, plan.staleness, seconds)
+        if request.save and len(self._held) == request.prefix:
+            yield from self._save(request, computed / max(seconds, 1e-9))
+
+    def _as_cold(self, common: int, cuts: Collection[int], tokens: array[int], request: Request) -> int:
+        """How many of `common` tokens, computed in batches with such ends, a cold run would compute alike."""
+        most = min(common, _most(tokens, request))
+        differing = [cut for cut in {request.prefix}.symmetric_difference(cuts) if self._is_irregular(cut)]
+        end = min([most, *differing])
+        prefix = request.prefix if request.prefix in cuts and request.prefix <= end else 0
+        return max(end - end % self._model.n_batch, prefix)
+
+    def _is_irregular(self, cut: int) -> bool:
+        """Whether not every run ends a batch there."""
+        size = self._model.n_batch
+        return cut % size != 0 and cut != min(_FIRST_BATCH, size)
+
+    def _load(self, entry: Entry, gained: int) -> bool:
+        """Load an entry, if that pays where it saves `gained` tokens; a bad one is removed."""
+        begin = time.monotonic()
+        updated = entry.manifest.key.endswith(_UPDATED)
+        store = self._updated_store if updated else self._store
         if store is None or not store.pays(entry, gained):
             return False
         try:
             entry.check()
+            self._hold(array("i"))
+            if not self._model.load_state(entry.state_file, entry.manifest.tokens):
+                raise SnapshotError("llama.cpp does not accept it")
+            tokens = entry.tokens()
         except SnapshotError as error:
             store.discard(entry, str(error))
             return False
-        loaded = self._model.load_state(entry.state_file, entry.manifest.tokens)
-        if not loaded or (usable < entry.manifest.tokens and not self._model.truncate(usable)):
-            self._model.truncate(0)
-            self._hold(tokens, 0)
-            store.discard(entry, "llama.cpp does not accept it")
-            return False
-        self._held, self._cuts = tokens[:usable], {usable}
-        self._exact = self._saved = usable
+        manifest = entry.manifest
+        self._hold(array("i", tokens.tobytes()))
+        self._cuts = {manifest.tokens, *manifest.cuts}
+        if updated:
+            self._changed = changed_of(manifest.changed, manifest.tokens)
+        else:
+            self._exact = manifest.tokens
+        self._saved = manifest.tokens
         entry.touch()
         store.note_load(entry.nbytes, time.monotonic() - begin)
         return True
 
-    def _usable(
-        self, common: int, size: int, cuts: set[int] | None, tokens: array[int], request: Request
-    ) -> int:
-        """How many of `common` shared tokens, out of `size` in a KV cache, can be kept.
+    def _cut(self, tokens: array[int], count: int, exact: int) -> bool:
+        """Keep the first `count` of `tokens` in the KV cache, `exact` of them exact; False if it is empty."""
+        if count < len(self._held) and not self._model.truncate(count):
+            count = 0
+        self._hold(tokens[:count], exact)
+        return count > 0
 
-        `cuts` is where its batches ended, None for an entry on the disk: at its own end.
-        """
-        most = min(common, len(tokens) - (1 if request.max_tokens else 0))  # the last one gives the logits
-        if not self._model.can_truncate:
-            ends = size == request.prefix or size % self._model.n_batch == 0
-            return size if size <= most and (ends or not request.exact) else 0
-        if not request.exact:
-            return most
-        if request.prefix <= most and request.prefix in ({size} if cuts is None else cuts):
-            return request.prefix
-        return most - most % self._model.n_batch
-
-    def _hold(self, tokens: array[int], count: int) -> None:
-        """Note that the KV cache holds the first `count` of `tokens` and nothing else."""
-        self._held = tokens[:count]
-        self._exact = min(self._exact, count)
+    def _hold(self, held: array[int], exact: int = 0) -> None:
+        """Note that the KV cache holds these tokens, of which at most `exact` are exact."""
+        count = len(held)
+        self._held = held
+        self._exact = min(self._exact, exact, count)
         self._cuts = {cut for cut in self._cuts if cut <= count}
         self._saved = min(self._saved, count)
+        if self._changed is not None:
+            self._changed = self._changed[:count] if count > self._exact else None
 
     def _prefill(self, tokens: array[int], request: Request, begin: float) -> Iterator[Event]:
         first, last_save = len(self._held), begin
@@ -213,8 +315,7 @@ class Session:
             done = len(self._held)
             end = self._next_cut(done, len(tokens), request.prefix)
             if not self._model.decode(tokens, done, end - done):
-                if not self._model.truncate(done):
-                    self._hold(tokens, 0)
+                self._cut(tokens, done, done)
                 return
             self._held = tokens[:end]
             self._cuts.add(end)
@@ -258,29 +359,34 @@ class Session:
     def _save(self, request: Request, tokens_per_second: float) -> Iterator[Event]:
         """Save what the KV cache holds; a failure costs a notice and nothing else."""
         count = len(self._held)
-        if self._store is None or self._cache is None or count - self._saved < _WORTH_SAVING:
+        store = self._store if self._changed is None else self._updated_store
+        if store is None or self._cache is None or count - self._saved < _WORTH_SAVING:
             return
-        if self._exact < count:  # another process could not compute the same
+        if self._changed is None and self._exact < count:  # another process could not compute the same
             return
         begin, nbytes = time.monotonic(), self._model.state_bytes()
         if tokens_per_second and (count - self._saved) / tokens_per_second < nbytes / _WRITING:
             return
         try:
-            entry = self._store.save(
+            entry = store.save(
                 self._held,
                 nbytes,
                 lambda path: self._model.save_state(path, self._held),
                 label=request.label,
                 model=self._cache.model_name,
                 tokens_per_second=tokens_per_second,
+                cuts=sorted(cut for cut in self._cuts if cut < count and self._is_irregular(cut)),
+                changed=[] if self._changed is None else runs_of(self._changed),
             )
         except SnapshotError as error:
-            self._store = None  # it would fail again
+            self._store = self._updated_store = None  # it would fail again
             yield NotSaved(f"The context is not saved for later: {error}.")
             return
         yield from self._told()
         if entry is not None:
             self._saved = count
+            if store is self._updated_store and request.label:
+                store.keep_only(entry)
             yield Saved(count, entry.nbytes, time.monotonic() - begin)
 
     def _told(self) -> Iterator[Notice]:
@@ -302,6 +408,11 @@ def snapshot_key(config: EngineConfig, cache: CacheConfig, build: str, attention
     if adapters:
         parts["lora"] = adapters
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _most(tokens: array[int], request: Request) -> int:
+    """How many tokens of a prompt need not be computed: not the last one, which gives the logits."""
+    return len(tokens) - (1 if request.max_tokens else 0)
 
 
 def _ids(tokens: array[int]) -> np.ndarray[Any, np.dtype[np.int32]]:

@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +52,9 @@ class Manifest:
     """What an entry is. Sizes in bytes, times in seconds since the epoch.
 
     `label` is what people know it by (the tree), `model` the model's name. `tokens_per_second` is the
-    speed at which the tokens were computed, 0 if unknown: what a restoration has to beat.
+    speed at which the tokens were computed, 0 if unknown: what a restoration has to beat. `cuts` is where
+    batches ended before the last token, beside multiples of their size. `changed` is that of
+    m3cli.engine.edits, as runs; it is empty for a context that was never updated in place.
     """
 
     key: str
@@ -64,6 +66,8 @@ class Manifest:
     state_digest: str
     created: float
     tokens_per_second: float
+    cuts: Sequence[int] = ()
+    changed: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +147,25 @@ class SnapshotStore:
         """Entries of this key that share a prefix with `tokens`, the longest first."""
         wanted = np.asarray(tokens, np.int32)
         matches = []
-        for path in sorted((self.root / self._key).glob("*")):
-            entry = self._read(path)
-            if entry is None:
-                continue
-            try:
-                common = common_prefix(entry.tokens(), wanted)
-            except SnapshotError as error:
-                self.discard(entry, str(error))
-                continue
-            if common:
+        for entry, held in self._of_key():
+            if common := common_prefix(held, wanted):
                 matches.append(Match(entry, common))
         return sorted(matches, key=lambda match: (-match.common, match.entry.manifest.tokens))
+
+    def labelled(self, label: str) -> list[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
+        """Entries of this key and this label, with their tokens, the one used last first."""
+        found = [each for each in self._of_key() if each[0].manifest.label == label]
+        return sorted(found, key=lambda each: -each[0].used)
+
+    def _of_key(self) -> Iterator[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
+        """Entries of this key with their tokens; damaged ones are reported and removed."""
+        for path in sorted((self.root / self._key).glob("*")):
+            if (entry := self._read(path)) is None:
+                continue
+            try:
+                yield entry, entry.tokens()
+            except SnapshotError as error:
+                self.discard(entry, str(error))
 
     def pays(self, entry: Entry, tokens: int) -> bool:
         """Whether loading an entry is expected to be faster than computing `tokens`."""
@@ -185,6 +196,8 @@ class SnapshotStore:
         label: str,
         model: str,
         tokens_per_second: float,
+        cuts: Sequence[int] = (),
+        changed: Sequence[Sequence[int]] = (),
     ) -> Entry | None:
         """Save the KV cache of `tokens`; None if another process is at the same one.
 
@@ -219,6 +232,8 @@ class SnapshotStore:
                     state_digest=_file_digest(partial / _STATE),
                     created=time.time(),
                     tokens_per_second=tokens_per_second,
+                    cuts=cuts,
+                    changed=changed,
                 )
                 _write(partial / _MANIFEST, _encode(manifest))
                 partial.rename(directory)
@@ -239,6 +254,12 @@ class SnapshotStore:
         with suppress(OSError):
             (entry.directory / _MANIFEST).unlink()
         shutil.rmtree(entry.directory, ignore_errors=True)
+
+    def keep_only(self, kept: Entry) -> None:
+        """Remove the entries of this key that have the label of `kept`, but for it."""
+        for entry, _ in self.labelled(kept.manifest.label):
+            if entry.directory != kept.directory:
+                self.remove(entry)
 
     def prune(self, max_bytes: int | None = None, *, keep: int = 0) -> list[Entry]:
         """Remove the entries used longest ago until `max_bytes` hold the rest and `keep` bytes more.
@@ -364,14 +385,11 @@ def _decode(data: bytes) -> Manifest | None:
     try:
         outer = json.loads(data)
         body = json.dumps(outer["manifest"], sort_keys=True)
-        if outer["digest"] != _digest(body.encode()) or set(outer["manifest"]) != _FIELDS:
+        if outer["digest"] != _digest(body.encode()):
             return None
         return Manifest(**outer["manifest"])
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-
-
-_FIELDS = {field.name for field in fields(Manifest)}
 
 
 def _digest(data: bytes) -> str:

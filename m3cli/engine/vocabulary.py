@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3cli.engine.llama import lib, load, physical_cores
+from m3cli.engine.llama import load
+from m3cli.engine.llama_library import lib, physical_cores
 from m3cli.engine.pieces import cut, encode_plain
 from m3cli.errors import ModelError
 

@@ -151,7 +151,8 @@ class Worker:
             self._send_event(event)
 
     def _load(self, config: EngineConfig, extra_buffers: bool, cache: CacheConfig | None) -> Session:
-        from m3cli.engine.llama import Model, build
+        from m3cli.engine.llama import Model
+        from m3cli.engine.llama_library import build
         from m3cli.engine.session import Session, snapshot_key
 
         key = (config, extra_buffers, cache)

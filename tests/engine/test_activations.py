@@ -19,7 +19,7 @@ from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as modeling
 
 from m3cli.engine import ggml_tensor, llama, llama_activations
 from m3cli.engine.events import EngineConfig
-from m3cli.engine.llama import lib
+from m3cli.engine.llama_library import lib
 from m3cli.engine.process import WorkerClient
 from m3cli.errors import MachineError, ModelError
 from m3cli.model.header import read_header

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from m3cli.engine.adapters import check_adapters
 from m3cli.engine.dry_run import DryRun
 from m3cli.engine.events import CacheConfig, EngineConfig, Finished, Request, Restored, Saved, Token
-from m3cli.engine.llama import Model, lib
+from m3cli.engine.llama import Model
+from m3cli.engine.llama_library import lib
 from m3cli.engine.local import LocalEngine
 from m3cli.engine.process import WorkerProcess
 from m3cli.engine.session import snapshot_key

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from m3cli.engine import llama, llama_dry_run
+from m3cli.engine import llama, llama_dry_run, llama_library
 from m3cli.engine.dry_run import DryRun, Need
 from m3cli.engine.events import EngineConfig, Finished, Loaded, Request
 from m3cli.engine.local import LocalEngine
@@ -44,7 +44,7 @@ def large_m3(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def load_for_real(config: EngineConfig) -> tuple[list[str], list[dict[str, Any]]]:
     """Load weights and allocate a context: what llama.cpp logs, and what it says to have allocated."""
-    with llama.logged() as lines:
+    with llama_library.logged() as lines:
         model = llama.Model(config, extra_buffers=False)
     rows = llama_dry_run.breakdown(model._context)
     model.close()
@@ -173,7 +173,7 @@ def test_overrides_are_applied_in_both_kinds_of_load(tiny_gguf: Path) -> None:
     }
     real, _ = load_for_real(config)
     assert overridden(real) == expected
-    with llama.logged() as lines:
+    with llama_library.logged() as lines:
         llama_dry_run.DryModel(config, extra_buffers=False).close()
     assert overridden(lines) == expected
     without, _ = load_for_real(replace(config, tensor_overrides=()))
@@ -184,7 +184,7 @@ def test_the_first_override_that_matches_decides(tiny_gguf: Path) -> None:
     config = EngineConfig(
         str(tiny_gguf), 512, tensor_overrides=(("blk.1.ffn_up_exps", "CPU"), ("blk.[12].ffn_up_exps", "CPU"))
     )
-    with llama.logged() as lines:
+    with llama_library.logged() as lines:
         llama_dry_run.DryModel(config, extra_buffers=False).close()
     names = [line.split()[1] for line in lines if "overridden" in line]
     assert names == ["blk.1.ffn_up_exps.weight", "blk.2.ffn_up_exps.weight"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import gguf
 import pytest
 
-from m3cli.engine import llama
+from m3cli.engine import llama, llama_library
 from m3cli.engine.events import EngineConfig, Finished, LoadProgress, Prefilled, Request, Token
 from m3cli.engine.local import LocalEngine
 from m3cli.engine.session import Session
@@ -32,7 +32,7 @@ def model(smollm2: str) -> Iterator[llama.Model]:
 def scripted(monkeypatch: pytest.MonkeyPatch, tokens: list[int]) -> None:
     """Have the sampler choose these tokens."""
     chosen = iter(tokens)
-    monkeypatch.setattr(llama.lib, "llama_sampler_sample", lambda *_: next(chosen))
+    monkeypatch.setattr(llama_library.lib, "llama_sampler_sample", lambda *_: next(chosen))
 
 
 def test_characters_that_are_split_into_tokens_are_streamed_whole(
@@ -92,21 +92,23 @@ def test_a_failing_computation_is_an_error_with_its_code(
     model: llama.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What llama_decode returns is never ignored."""
-    monkeypatch.setattr(llama.lib, "llama_decode", lambda *_: -3)
+    monkeypatch.setattr(llama_library.lib, "llama_decode", lambda *_: -3)
     with pytest.raises(EngineCrashError, match=r"batch of 2 tokens \(code -3\)"):
         list(Session(model).generate(Request([28, 28], 1)))
 
 
 def test_dense_attention_for_a_sparse_model_is_refused(smollm2: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp only warns that it falls back to dense attention; that warning is an error here."""
-    make = llama.lib.llama_init_from_model
+    make = llama_library.lib.llama_init_from_model
 
     def make_with_warning(*arguments: object) -> object:
-        llama._LOG._add(3, b"build_arch_graph: flash attention disabled; -> running DENSE attention ", None)
+        llama_library.LOG._add(
+            3, b"build_arch_graph: flash attention disabled; -> running DENSE attention ", None
+        )
         return make(*arguments)
 
     monkeypatch.setattr(llama, "_FELL_BACK", set())  # for this test alone
-    monkeypatch.setattr(llama.lib, "llama_init_from_model", make_with_warning)
+    monkeypatch.setattr(llama_library.lib, "llama_init_from_model", make_with_warning)
     with pytest.raises(ModelError, match="wrong answers"):
         llama.Model(EngineConfig(smollm2, n_ctx=256), extra_buffers=False)
 
@@ -157,4 +159,4 @@ def test_files_that_are_no_usable_model_say_why(config: EngineConfig, tmp_path: 
 
 def test_cores_are_counted_once_and_within_the_affinity() -> None:
     """The default number of threads is at least one."""
-    assert llama.physical_cores() >= 1
+    assert llama_library.physical_cores() >= 1

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 BUDGET = 64  # tokens that a query of the tiny model attends
 # llama.cpp then interleaves sequences in one cache, which MSA cannot follow, and says so in its log only.
 UNIFIED_CACHE = """
-from m3cli.engine import llama
-make = llama.lib.llama_init_from_model
+from m3cli.engine import llama_library
+make = llama_library.lib.llama_init_from_model
 def make_unified(model, params):
     params.n_seq_max = params.n_outputs_max = 2
     params.kv_unified = True
     return make(model, params)
-llama.lib.llama_init_from_model = make_unified
+llama_library.lib.llama_init_from_model = make_unified
 """
 
 

@@ -49,7 +49,7 @@ def test_llama_cpp_writes_it_in_as_many_bytes(kind: str) -> None:
 @pytest.mark.parametrize("kind", kinds.WRITTEN)
 def test_types_that_ggml_aborts_at(kind: str) -> None:
     """Embeddings and output need an importance matrix exactly where ggml asserts that there is one."""
-    from m3cli.engine.llama import libggml
+    from m3cli.engine.llama_library import libggml
 
     requires = libggml.ggml_quantize_requires_imatrix
     requires.restype, requires.argtypes = ctypes.c_bool, [ctypes.c_int]

@@ -140,7 +140,7 @@ def test_an_error_does_not_end_the_client(weights: tuple[Path, NDArray[np.float3
 
 def changed_by_llama_cpp(source: Path, out: Path, file_type: int) -> set[str]:
     """Names of the tensors that have another type after a quantization by llama.cpp alone."""
-    from m3cli.engine.llama import lib
+    from m3cli.engine.llama_library import lib
 
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = file_type, 2, True

@@ -54,7 +54,7 @@ def data_of(header: Header) -> dict[str, tuple[str, bytes]]:
 
 def by_llama_cpp(source: Path, out: Path, file_type: str, importance: Importance | None) -> None:
     """Quantize with `llama_model_quantize`."""
-    from m3cli.engine.llama import lib
+    from m3cli.engine.llama_library import lib
 
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = kinds.file_type(file_type), 2, True
