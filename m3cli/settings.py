@@ -75,6 +75,7 @@ class Settings:
     cache: bool = True
     cache_size: int = 0
     checkpoint_every: int = 300
+    update: Literal["exact", "inplace", "auto"] = "exact"
     temperature: float = 0.0
     top_p: float = 0.95
     top_k: int = 40

@@ -60,6 +60,7 @@ def ask(
     mlock: options.MLock = None,
     server: options.Server = None,
     cache: options.Cache = None,
+    update: options.Update = None,
     checkpoint_every: options.CheckpointEvery = None,
     price_in: options.PriceIn = None,
     price_out: options.PriceOut = None,
@@ -90,7 +91,7 @@ def ask(
         files_from=files_from,
         null=null,
         no_ignore=no_ignore,
-        order=settings.order,
+        order=values.order(settings),
         ref=ref,
         question=question,
     )

@@ -47,9 +47,10 @@ def remove(
     chosen = entries if all_entries else []
     for text in ids or []:
         found = [entry for entry in entries if entry.directory.name.startswith(text)]
-        if len(found) != 1:
+        names = {entry.directory.name for entry in found}
+        if len(names) != 1:
             raise UsageError(
-                f"{'No saved context begins' if not found else f'{len(found)} saved contexts begin'} with "
+                f"{'No saved context begins' if not names else f'{len(names)} saved contexts begin'} with "
                 f"{text!r}.",
                 "m3 cache list shows the ids.",
             )

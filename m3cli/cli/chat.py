@@ -57,6 +57,7 @@ def chat(
     mlock: options.MLock = None,
     server: options.Server = None,
     cache: options.Cache = None,
+    update: options.Update = None,
     checkpoint_every: options.CheckpointEvery = None,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -85,7 +86,7 @@ def chat(
         files_from=files_from,
         null=null,
         no_ignore=no_ignore,
-        order=settings.order,
+        order=values.order(settings),
         ref=ref,
     )
     context = values.context_request(corpus, settings, allow_dense=allow_dense, asks=True)

@@ -151,6 +151,14 @@ class KVTypeChoice(str, Enum):
     q4_0 = "q4_0"
 
 
+class UpdateChoice(str, Enum):
+    """`--update`."""
+
+    exact = "exact"
+    inplace = "inplace"
+    auto = "auto"
+
+
 class SwitchChoice(str, Enum):
     """`--flash-attention`, `--recap`."""
 
@@ -412,6 +420,14 @@ Cache = Annotated[
     typer.Option(
         "--cache/--no-cache",
         help="Keep what was computed of the context for the next run (default).",
+        rich_help_panel=CACHE_PANEL,
+    ),
+]
+Update = Annotated[
+    UpdateChoice | None,
+    typer.Option(
+        help="After an edit, compute all behind it again (exact), or only what has changed (inplace), or "
+        "that where it saves much and loses little (auto) (default exact).",
         rich_help_panel=CACHE_PANEL,
     ),
 ]

@@ -194,6 +194,7 @@ def review(
     mlock: options.MLock = None,
     server: options.Server = None,
     cache: options.Cache = None,
+    update: options.Update = None,
     checkpoint_every: options.CheckpointEvery = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -229,7 +230,7 @@ def review(
         frozenset(known),
     )
     corpus = values.corpus_request(
-        [path], settings, files_from=None, null=False, no_ignore=False, order=settings.order
+        [path], settings, files_from=None, null=False, no_ignore=False, order=values.order(settings)
     )
     request = ReviewRequest(
         changes,

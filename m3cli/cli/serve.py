@@ -79,6 +79,7 @@ def serve(
     mmap: options.MMap = None,
     mlock: options.MLock = None,
     cache: options.Cache = None,
+    update: options.Update = None,
     checkpoint_every: options.CheckpointEvery = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -113,7 +114,7 @@ def serve(
             files_from=files_from,
             null=null,
             no_ignore=no_ignore,
-            order=settings.order,
+            order=values.order(settings),
             ref=ref,
         )
     if corpus is not None and settings.strategy == "sweep":

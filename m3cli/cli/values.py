@@ -50,6 +50,7 @@ _HERE_ONLY = {
     "mmap": "",
     "mlock": "",
     "server": "",
+    "update": "",
     "checkpoint_every": "",
     "top_k": "",
 }
@@ -154,6 +155,11 @@ def corpus_request(
     )
 
 
+def order(settings: Settings) -> Literal["auto"] | Order:
+    """The order of files. One that stays as it is suits contexts that are updated in place."""
+    return "path" if settings.order == "auto" and settings.update != "exact" else settings.order
+
+
 def context_request(
     corpus: CorpusRequest | None,
     settings: Settings,
@@ -227,6 +233,8 @@ def run_options(settings: Settings, *, allow_dense: bool = False) -> RunOptions:
     from m3cli.tasks.configure import RunOptions
 
     kv_type = settings.kv_type if "kv_type" in settings.origins else None
+    if settings.update == "inplace":
+        kv_type = kv_type or "f16"  # other keys cannot be moved
     values = kv_type if settings.kv_type_v == "same" else settings.kv_type_v
     flash = settings.flash_attention != "off"
     quantized = next((name for name in (kv_type, values) if name not in (None, "f16")), None)
@@ -252,6 +260,7 @@ def run_options(settings: Settings, *, allow_dense: bool = False) -> RunOptions:
         mmap=settings.mmap,
         mlock=settings.mlock,
         lora=tuple(map(_adapter, settings.lora)),
+        update=settings.update,
     )
 
 

@@ -44,6 +44,15 @@ def warm(
     mmap: options.MMap = None,
     mlock: options.MLock = None,
     server: options.Server = None,
+    update: options.Update = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Compute anew what was updated in place: --update exact.",
+            rich_help_panel=options.CACHE_PANEL,
+        ),
+    ] = False,
     checkpoint_every: options.CheckpointEvery = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -62,14 +71,14 @@ def warm(
     from m3cli.tasks.warm import Warmed
     from m3cli.tasks.warm import warm as run
 
-    settings = values.settings({**locals(), "cache": True})
+    settings = values.settings({**locals(), "cache": True, **({"update": "exact"} if exact else {})})
     corpus = values.corpus_request(
         paths or [],
         settings,
         files_from=files_from,
         null=null,
         no_ignore=no_ignore,
-        order=settings.order,
+        order=values.order(settings),
         ref=ref,
     )
     context = values.context_request(corpus, settings, allow_dense=allow_dense)

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m3cli.engine.snapshots import common_prefix
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -41,6 +39,13 @@ class Edit:
     def size(self) -> int:
         """How many tokens it changes: those it removes or those it adds, whichever are more."""
         return max(self.old_end - self.old_start, self.new_end - self.new_start)
+
+
+def common_prefix(first: Ids, second: Ids) -> int:
+    """Number of leading tokens in which two sequences agree."""
+    length = min(len(first), len(second))
+    differs = np.nonzero(first[:length] != second[:length])[0]
+    return int(differs[0]) if len(differs) else length
 
 
 def edits_between(old: Ids, new: Ids) -> list[Edit]:

@@ -223,7 +223,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end: an end-of-generation token (`stop`), or `max_tokens` reached (`length`)."""
+    """The end: an end-of-generation token (`stop`), or `max_tokens` reached (`length`).
+
+    `staleness` is that of the context; see Updated.
+    """
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
@@ -231,6 +234,7 @@ class Finished:
     prefill_seconds: float
     decode_seconds: float
     restored_tokens: int = 0
+    staleness: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

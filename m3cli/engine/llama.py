@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from m3cli.engine.adapters import check_adapters
 from m3cli.engine.events import THINK_TAGS, LoadProgress
-from m3cli.engine.llama_library import LOG, lib, physical_cores, version
+from m3cli.engine.llama_library import LOG, lib, logged, physical_cores, version
 from m3cli.errors import DoesNotFitError, EngineCrashError, MachineError, ModelError, OutOfMemoryError
-from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error
+from m3cli.model.header import read_header
+from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error, update_problem
 
 if TYPE_CHECKING:
     from array import array
@@ -166,7 +167,8 @@ class Model:
             windowed = lib.llama_model_n_swa(self._model) > 0
             sequences = 1 + config.in_place + windowed
             self._guard = sequences - 1 if windowed else None
-            self._context = make_context(self._model, config, sequences=sequences)
+            with logged() as lines:
+                self._context = make_context(self._model, config, sequences=sequences)
             self.attention = self._attention(config)
             if self.attention == "dense" and not config.allow_dense:
                 raise dense_attention_error(name)
@@ -183,9 +185,14 @@ class Model:
         self.can_truncate = not (
             lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
         )
-        # Whether it can be updated in place.
+        # Whether it can be updated in place. One half of a cache with windows may be empty, which llama.cpp
+        # does not survive.
         self.can_update = bool(
-            config.in_place and self.can_truncate and lib.llama_memory_can_shift(self.memory)
+            config.in_place
+            and self.can_truncate
+            and lib.llama_memory_can_shift(self.memory)
+            and not any(re.search(r"cells, +0 layers", line) for line in lines)
+            and not update_problem(read_header(Path(config.model_path)), config.kv_type_k)
         )
         # Asked between any two nodes of the graph, so it is native: the length of a string that is empty
         # until `abort` writes into it.

@@ -24,7 +24,7 @@ import numpy as np
 
 from m3cli.engine import inplace
 from m3cli.engine.adapters import adapter_contents
-from m3cli.engine.edits import changed_of, runs_of
+from m3cli.engine.edits import changed_of, common_prefix, runs_of, staleness
 from m3cli.engine.events import (
     Finished,
     Loaded,
@@ -38,7 +38,7 @@ from m3cli.engine.events import (
     Updated,
 )
 from m3cli.engine.llama_update import splice
-from m3cli.engine.snapshots import SnapshotError, SnapshotStore, common_prefix
+from m3cli.engine.snapshots import SnapshotError, SnapshotStore
 from m3cli.errors import DoesNotFitError, ImpossibleError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -79,19 +79,25 @@ class Session:
         self._stopping = stopping
         self._notices: list[str] = []
         self._store = self._open_store(key)
-        self._updated_store = self._open_store(key + _UPDATED)
+        self._updated_store = self._open_store(key + _UPDATED, one_of_each_label=True)
         model.truncate(0)
         self._held = array("i")  # tokens whose keys and values are in the KV cache
         self._exact = 0  # how many of them are as a run without reuse would have them
         self._cuts: set[int] = set()  # where batches of these ended
         self._changed: NDArray[np.int32] | None = None  # see m3cli.engine.edits; None if never updated
+        self._prefix = 0  # how many of them are not about one question
         self._saved = 0  # how many of them are on the disk
 
-    def _open_store(self, key: str) -> SnapshotStore | None:
+    def _open_store(self, key: str, *, one_of_each_label: bool = False) -> SnapshotStore | None:
         if self._cache is None:
             return None
-        directory, most = Path(self._cache.directory), self._cache.max_bytes
-        return SnapshotStore(directory, key, max_bytes=most, report=self._notices.append)
+        return SnapshotStore(
+            Path(self._cache.directory),
+            key,
+            max_bytes=self._cache.max_bytes,
+            one_of_each_label=one_of_each_label,
+            report=self._notices.append,
+        )
 
     def generate(self, request: Request) -> Iterator[Event]:
         """Continue the prompt; see m3cli.engine.events for the order of events.
@@ -120,6 +126,7 @@ class Session:
         if plan:
             yield from self._update(plan, tokens, request, begin)
         yield from self._prefill(tokens, request, begin)
+        self._prefix = min(request.prefix, len(self._held))
         prefill_seconds = time.monotonic() - begin
         if self._stopping():
             yield from self._stopped(request)
@@ -137,7 +144,15 @@ class Session:
         if self._stopping():
             yield Stopped(len(tokens), self._saved)
             return
-        yield Finished(reason, len(tokens), generated, prefill_seconds, time.monotonic() - begin, restored)
+        yield Finished(
+            reason,
+            len(tokens),
+            generated,
+            prefill_seconds,
+            time.monotonic() - begin,
+            restored,
+            staleness(self._changes()),
+        )
 
     def _check(self, tokens: array[int], request: Request) -> None:
         if not tokens:
@@ -182,6 +197,7 @@ class Session:
                 yield from self._told()
                 yield Restored(plan.kept, time.monotonic() - begin, "disk" if plan.base.entry else "memory")
                 return plan
+        held = min(held, len(self._held))  # what failed to load emptied it
         for usable, entry in found:
             if self._load(entry, usable - held) and self._cut(tokens, usable, usable):
                 yield from self._told()
@@ -209,11 +225,9 @@ class Session:
         if len(wanted) <= usable:
             return None
         bases = []
-        if self._held:
-            changed = np.zeros(len(self._held), np.int32)
-            if self._changed is not None:
-                changed[: len(self._changed)] = self._changed
-            bases.append(inplace.Base(_ids(self._held).copy(), changed, self._exact))
+        if self._prefix:
+            ids = _ids(self._held)[: self._prefix].copy()
+            bases.append(inplace.Base(ids, self._changes()[: self._prefix], min(self._exact, self._prefix)))
         for store in (self._store, self._updated_store) if request.label else ():
             for entry, ids in store.labelled(request.label)[:_MOST_BASES] if store else ():
                 changed = changed_of(entry.manifest.changed, len(ids))
@@ -224,7 +238,7 @@ class Session:
     def _fetch(self, plan: inplace.Plan, usable: int) -> bool:
         """Have the KV cache hold what a plan begins with; False if it is better computed from `usable` on."""
         if plan.base.entry is None:
-            return True
+            return self._cut(self._held, self._prefix, self._exact)
         return self._load(plan.base.entry, len(plan.changed) - usable - plan.computed)
 
     def _update(
@@ -272,15 +286,16 @@ class Session:
             return False
         try:
             entry.check()
+            tokens = entry.tokens()  # first: another process may remove it at any time
             self._hold(array("i"))
             if not self._model.load_state(entry.state_file, entry.manifest.tokens):
                 raise SnapshotError("llama.cpp does not accept it")
-            tokens = entry.tokens()
         except SnapshotError as error:
             store.discard(entry, str(error))
             return False
         manifest = entry.manifest
         self._hold(array("i", tokens.tobytes()))
+        self._prefix = manifest.tokens
         self._cuts = {manifest.tokens, *manifest.cuts}
         if updated:
             self._changed = changed_of(manifest.changed, manifest.tokens)
@@ -304,9 +319,17 @@ class Session:
         self._held = held
         self._exact = min(self._exact, exact, count)
         self._cuts = {cut for cut in self._cuts if cut <= count}
-        self._saved = min(self._saved, count)
+        self._prefix, self._saved = min(self._prefix, count), min(self._saved, count)
+        if count <= self._exact:
+            self._changed = None
+
+    def _changes(self) -> NDArray[np.int32]:
+        """See m3cli.engine.edits: for each token that is held."""
+        changed = np.zeros(len(self._held), np.int32)
         if self._changed is not None:
-            self._changed = self._changed[:count] if count > self._exact else None
+            known = min(len(self._changed), len(changed))  # what came later was computed later
+            changed[:known] = self._changed[:known]
+        return changed
 
     def _prefill(self, tokens: array[int], request: Request, begin: float) -> Iterator[Event]:
         first, last_save = len(self._held), begin
@@ -376,7 +399,7 @@ class Session:
                 model=self._cache.model_name,
                 tokens_per_second=tokens_per_second,
                 cuts=sorted(cut for cut in self._cuts if cut < count and self._is_irregular(cut)),
-                changed=[] if self._changed is None else runs_of(self._changed),
+                changed=[] if self._changed is None else runs_of(self._changes()),
             )
         except SnapshotError as error:
             self._store = self._updated_store = None  # it would fail again
@@ -385,8 +408,6 @@ class Session:
         yield from self._told()
         if entry is not None:
             self._saved = count
-            if store is self._updated_store and request.label:
-                store.keep_only(entry)
             yield Saved(count, entry.nbytes, time.monotonic() - begin)
 
     def _told(self) -> Iterator[Notice]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
+from m3cli.engine.edits import changed_of, common_prefix, staleness
 from m3cli.model.tokens import pack_ids
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ class Manifest:
     tokens_per_second: float
     cuts: Sequence[int] = ()
     changed: Sequence[Sequence[int]] = ()
+
+    @property
+    def staleness(self) -> float:
+        """How much of what was computed has changed since; see m3cli.engine.edits."""
+        return staleness(changed_of(self.changed, self.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +132,24 @@ class Match:
 class SnapshotStore:
     """All entries below `root`; those of `key` can be found and saved.
 
-    `max_bytes` 0 lets the cache have a fourth of what the disk could give it. `report` is called with
+    `max_bytes` 0 lets the cache have a fourth of what the disk could give it. With `one_of_each_label`, an
+    entry takes the place of those that have its label, if it has one. `report` is called with
     a sentence for each entry that was found damaged.
     """
 
     def __init__(
-        self, root: Path, key: str = "", *, max_bytes: int = 0, report: Callable[[str], None] | None = None
+        self,
+        root: Path,
+        key: str = "",
+        *,
+        max_bytes: int = 0,
+        one_of_each_label: bool = False,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         self.root = root / _FORMAT
         self._key = key
         self._max_bytes = max_bytes
+        self._one_of_each_label = one_of_each_label
         self._report = report or (lambda _: None)
 
     def entries(self) -> list[Entry]:
@@ -203,8 +217,9 @@ class SnapshotStore:
 
         `state_bytes` is how large the state is going to be; `write_state` writes it into a file and
         returns its size, or 0. An entry that is there already is left as it is. Entries whose tokens
-        only begin these are removed afterwards: the new one serves wherever they did. Raises
-        SnapshotError when there is no room, or the disk refuses; nothing is left behind then.
+        only begin these are removed afterwards: the new one serves wherever they did. Where there is one of
+        each label, those of its label are. Raises SnapshotError when there is no room, or the disk refuses;
+        nothing is left behind then.
         """
         data = pack_ids(tokens)
         name = _digest(data)
@@ -241,7 +256,17 @@ class SnapshotStore:
         except OSError as error:
             raise SnapshotError(error.strerror or str(error)) from error
         saved = self._read(directory)
-        self._remove_beginnings_of(name, np.asarray(tokens, np.int32))
+        if self._one_of_each_label:
+            others = [entry for entry, _ in self.labelled(label)] if label else []
+        else:
+            others = [
+                match.entry
+                for match in self.find(tokens)
+                if match.common == match.entry.manifest.tokens < len(tokens)
+            ]
+        for entry in others:
+            if entry.directory != directory:
+                self.remove(entry)
         return saved
 
     def discard(self, entry: Entry, why: str) -> None:
@@ -254,12 +279,6 @@ class SnapshotStore:
         with suppress(OSError):
             (entry.directory / _MANIFEST).unlink()
         shutil.rmtree(entry.directory, ignore_errors=True)
-
-    def keep_only(self, kept: Entry) -> None:
-        """Remove the entries of this key that have the label of `kept`, but for it."""
-        for entry, _ in self.labelled(kept.manifest.label):
-            if entry.directory != kept.directory:
-                self.remove(entry)
 
     def prune(self, max_bytes: int | None = None, *, keep: int = 0) -> list[Entry]:
         """Remove the entries used longest ago until `max_bytes` hold the rest and `keep` bytes more.
@@ -338,23 +357,6 @@ class SnapshotStore:
             shutil.rmtree(directory, ignore_errors=True)
             return None
         return Entry(directory, manifest, used)
-
-    def _remove_beginnings_of(self, name: str, tokens: np.ndarray[Any, np.dtype[np.int32]]) -> None:
-        for match in self.find(tokens.tolist()):
-            if (
-                match.common == match.entry.manifest.tokens < len(tokens)
-                and match.entry.directory.name != name
-            ):
-                self.remove(match.entry)
-
-
-def common_prefix(
-    first: np.ndarray[Any, np.dtype[np.int32]], second: np.ndarray[Any, np.dtype[np.int32]]
-) -> int:
-    """Number of leading tokens in which two sequences agree."""
-    length = min(len(first), len(second))
-    differs = np.nonzero(first[:length] != second[:length])[0]
-    return int(differs[0]) if len(differs) else length
 
 
 @contextmanager

@@ -67,6 +67,24 @@ def problem(header: Header, shape: ModelShape) -> ModelError | None:
     return None
 
 
+def update_problem(header: Header, kv_type_k: str) -> str:
+    """Why a context with keys of this type cannot be updated in place, if it cannot.
+
+    Updates move keys to other positions. llama.cpp rotates them where they are, and scales all of them again
+    where they are scaled; quantized ones lose precision, and some crash it.
+    """
+    architecture = header.architecture
+    if architecture == MSA_ARCHITECTURE:
+        return "llama.cpp runs its sparse attention for one sequence only, and an update needs two"
+    if kv_type_k != "f16":
+        return f"keys of type {kv_type_k} cannot be moved to other positions without loss"
+    scaling = f"{architecture}.rope.scaling"
+    factor = header.get_float(f"{scaling}.attn_factor")
+    if header.get_str(f"{scaling}.type") == "yarn" or (factor is not None and factor != 1):
+        return "its keys are scaled (YaRN), and would be once more each time that they are moved"
+    return ""
+
+
 def dense_attention_error(name: str) -> ModelError:
     """The refusal of settings that would run the sparse attention model `name` densely."""
     return ModelError(

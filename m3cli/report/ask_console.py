@@ -14,6 +14,7 @@ from m3cli.engine.events import (
     Restored,
     Saved,
     Stopped,
+    Updated,
 )
 from m3cli.errors import OutputClosedError
 from m3cli.report.text import amount, duration, printable, size, skip_lines, skip_summary, stderr_console
@@ -76,6 +77,9 @@ class AskConsole:
             )
         elif isinstance(event, Restored):
             self._restored = event
+        elif isinstance(event, Updated):
+            self._end_progress()
+            self._updated(event)
         elif isinstance(event, Saved):
             self._end_progress()
             self._saved(event)
@@ -133,6 +137,14 @@ class AskConsole:
                     f"in {self._restored.seconds:.1f} s, {event.total - restored:,} prefilled"
                 )
                 self._restored = None
+
+    def _updated(self, event: Updated) -> None:
+        if event.computed:
+            self.note(
+                f"updated in place: {amount(event.edits, 'edit')}, {event.computed:,} tokens computed in "
+                f"{event.seconds:.1f} s"
+            )
+        self.note(f"{event.staleness:.1%} of what this context was computed from has changed since")
 
     def _saved(self, event: Saved) -> None:
         if self._verbose or event.seconds > _LONG:

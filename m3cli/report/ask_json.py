@@ -35,6 +35,7 @@ def ask_object(answer: Answer, costs: dict[str, float]) -> dict[str, Any]:
         "usage": {
             "prompt_tokens": packed.prompt_tokens,
             "restored_tokens": answer.restored_tokens,
+            "staleness": round(answer.staleness, 4),
             "generated_tokens": answer.generated_tokens,
             "n_ctx": packed.n_ctx,
         },
@@ -52,6 +53,7 @@ def warm_object(warmed: Warmed) -> dict[str, Any]:
         "pack": pack_object(packed),
         "tokens": warmed.tokens,
         "restored_tokens": warmed.restored_tokens,
+        "staleness": round(warmed.staleness, 4),
         "seconds": round(warmed.seconds, 4),
         "warnings": list(warmed.warnings),
     }

@@ -26,8 +26,9 @@ def cache_table(store: SnapshotStore) -> Table:
         caption=f"{size(total)} of at most {size(store.limit(total))}",
         caption_justify="left",
     )
-    for name in ("id", "tokens", "size", "used", "model", "of"):
-        table.add_column(name, overflow="fold", justify="right" if name in ("tokens", "size") else "left")
+    for name in ("id", "tokens", "size", "stale", "used", "model", "of"):
+        right = name in ("tokens", "size", "stale")
+        table.add_column(name, overflow="fold", justify="right" if right else "left")
     now = time.time()
     for entry in entries:
         manifest = entry.manifest
@@ -35,6 +36,7 @@ def cache_table(store: SnapshotStore) -> Table:
             entry.directory.name[:12],
             f"{manifest.tokens:,}",
             size(entry.nbytes),
+            f"{manifest.staleness:.1%}" if manifest.changed else "",
             f"{duration(max(now - entry.used, 0))} ago",
             Text(printable(manifest.model)),
             Text(printable(manifest.label)),
@@ -54,6 +56,7 @@ def cache_object(store: SnapshotStore) -> dict[str, Any]:
             {
                 "id": entry.directory.name,
                 "tokens": entry.manifest.tokens,
+                "staleness": round(entry.manifest.staleness, 4),
                 "nbytes": entry.nbytes,
                 "created": entry.manifest.created,
                 "used": entry.used,

@@ -40,6 +40,7 @@ def review_object(review: Review) -> dict[str, Any]:
             "prompt_tokens": review.prompt_tokens,
             "restored_tokens": review.restored_tokens,
             "generated_tokens": review.generated_tokens,
+            "staleness": round(review.staleness, 4),
         },
         "timings": {"total": round(review.seconds, 4)},
         "warnings": list(review.warnings),

@@ -134,7 +134,8 @@ class ServedModel:
                 self._report(note)
             prompt = context.prompt(packed.pack.parts, "")
             tokens = array("i", prompt.tokens[: prompt.prefix])
-            request = Request(tokens, 0, prefix=prompt.prefix, label=context.label)
+            update = self._request.run.update
+            request = Request(tokens, 0, prefix=prompt.prefix, label=context.label, update=update)
             return Prepared(request, context.room_for(packed, _ROOM))
 
     def chat(self, call: ChatCall) -> Prepared:
@@ -241,6 +242,7 @@ class ServedModel:
             label=label,
             exact=exact,
             schema=call.schema,
+            update=self._request.run.update if label else "exact",
         )
         return Prepared(request, count + wanted, tail)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from m3cli.engine.edits import common_prefix
 from m3cli.engine.events import Finished, Prefilled, Stopped, Token
-from m3cli.engine.snapshots import common_prefix
 from m3cli.errors import MachineError
 
 if TYPE_CHECKING:

@@ -77,7 +77,8 @@ class Timings:
 class Answer:
     """The result of a question. `finish_reason` is `length` when the token cap ended it.
 
-    `restored_tokens` of the prompt did not have to be computed.
+    `restored_tokens` of the prompt did not have to be computed. `staleness` is that of
+    m3cli.engine.events.Updated.
     """
 
     question: str
@@ -89,6 +90,7 @@ class Answer:
     generated_tokens: int
     timings: Timings
     warnings: tuple[str, ...]
+    staleness: float = 0.0
 
     def costs(self, prices: Prices) -> dict[str, float]:
         """What this question costs hosted, and here: as it was asked now, and when all is restored."""
@@ -193,6 +195,7 @@ def answer(
         prefix=prompt.prefix if packed.pack.strategy == "whole" else 0,
         label=label,
         exact=exact,
+        update=request.context.run.update,
         messages=prompt.messages,
         variables=prompt.variables,
     )
@@ -237,6 +240,7 @@ def answer(
             pack_seconds, load_seconds, finished.prefill_seconds, finished.decode_seconds, first_token
         ),
         warnings=tuple(heard),
+        staleness=finished.staleness,
     )
 
 

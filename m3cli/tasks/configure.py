@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from m3cli.engine.dry_run import DryRun
 from m3cli.engine.events import EngineConfig
 from m3cli.engine.workarounds import extra_buffers_crash
-from m3cli.errors import DoesNotFitError
+from m3cli.errors import DoesNotFitError, ImpossibleError
+from m3cli.model.preflight import update_problem
 from m3cli.plan.memory import PYTHON_BYTES, RAM_SHARE, Buffers, weights_of
 from m3cli.plan.planner import UBATCHES, NoPlan, Plan, Planner, Wanted
 from m3cli.tasks.rates import machine_here, with_measured_rates
@@ -19,6 +20,7 @@ from m3cli.tasks.rates import machine_here, with_measured_rates
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from m3cli.engine.events import Update
     from m3cli.model.header import Header
     from m3cli.model.shape import ModelShape
     from m3cli.plan.machine import Machine
@@ -38,7 +40,7 @@ class RunOptions:
 
     The routed experts of the first `cpu_experts` layers stay in main memory. The others are those of
     EngineConfig; with any of `tensor_overrides`, `tensor_split` and `main_gpu` the user has decided what
-    goes where, and nothing is planned.
+    goes where, and nothing is planned. `update` is that of a Request.
     """
 
     type_k: KVType | None = None
@@ -57,6 +59,7 @@ class RunOptions:
     mmap: bool = True
     mlock: bool = False
     lora: tuple[tuple[str, float], ...] = ()
+    update: Update = "exact"
 
     @property
     def planned(self) -> bool:
@@ -184,8 +187,25 @@ def stepped_down(config: EngineConfig, options: RunOptions) -> EngineConfig | No
     if options.n_ubatch is None:
         smaller = replace(config, n_ubatch=max(config.n_ubatch // 4, UBATCHES[-1]))
     if options.type_k is None and config.kv_type_k == "f16" and config.flash_attention:
-        smaller = replace(smaller, kv_type_k="q8_0", kv_type_v=options.type_v or "q8_0")
+        smaller = replace(smaller, kv_type_k="q8_0", kv_type_v=options.type_v or "q8_0", in_place=False)
     return smaller if smaller != config else None
+
+
+def updatable(config: EngineConfig, header: Header, update: Update) -> tuple[EngineConfig, tuple[str, ...]]:
+    """`config` for contexts that are brought up to date so, and what the user should hear of that.
+
+    Raises ImpossibleError where `inplace` is asked of a model that cannot do it.
+    """
+    if update == "exact":
+        return config, ()
+    if not (problem := update_problem(header, config.kv_type_k)):
+        return replace(config, in_place=True), ()
+    if update == "inplace":
+        raise ImpossibleError(
+            f"The context of {header.path.name} cannot be updated in place: {problem}.",
+            "Leave out --update inplace; all behind an edit is then computed again.",
+        )
+    return config, (f"the context is updated exactly: in place it cannot be, as {problem}",)
 
 
 def applied(base: EngineConfig, configuration: Configuration) -> EngineConfig:

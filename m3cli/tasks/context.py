@@ -23,7 +23,7 @@ from m3cli.prompt.recap import RECAP_FROM, RECAP_TOKENS
 from m3cli.prompt.recap import recap as recap_of
 from m3cli.prompt.segments import Content
 from m3cli.prompt.thinking import think_variables
-from m3cli.tasks.configure import RunOptions, configured, stepped_down
+from m3cli.tasks.configure import RunOptions, configured, stepped_down, updatable
 from m3cli.tasks.evaluate.effective import effective_context, variants_of
 from m3cli.tasks.model import open_model
 from m3cli.tasks.prompts import Prompt, encode_prompt
@@ -372,11 +372,15 @@ class Context:
         if self.remote is not None:
             return EngineConfig("", n_ctx), ()
         if (server := self._server_for(n_ctx)) is not None:
-            told = SERVED.format(url=server.url)
-            return run.engine_config(self.model.header, self.model.shape, n_ctx), (told,)
+            served = SERVED.format(url=server.url)
+            return run.engine_config(self.model.header, self.model.shape, n_ctx), (served,)
+        told: tuple[str, ...] = ()
         if state_dir is None:
-            return run.engine_config(self.model.header, self.model.shape, n_ctx), ()
-        return configured(self.model, run, n_ctx, state_dir)
+            config = run.engine_config(self.model.header, self.model.shape, n_ctx)
+        else:
+            config, told = configured(self.model, run, n_ctx, state_dir)
+        config, more = updatable(config, self.model.header, run.update)
+        return config, (*told, *more)
 
     def open(self, open_engine: OpenEngine, config: EngineConfig) -> SteppingEngine:
         """The engine for `config`: a server's, or one that steps down once if memory is not there."""

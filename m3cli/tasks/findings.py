@@ -149,3 +149,4 @@ class Review:
     seconds: float
     warnings: tuple[str, ...] = ()
     excess: tuple[Finding, ...] = ()
+    staleness: float = 0.0

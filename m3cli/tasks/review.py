@@ -148,6 +148,7 @@ def review(
         prompt_tokens=run.prompt_tokens,
         restored_tokens=run.restored_tokens,
         generated_tokens=run.generated_tokens,
+        staleness=run.staleness,
         seconds=time.monotonic() - run.started,
         warnings=tuple(run.warnings),
     )
@@ -173,6 +174,7 @@ class _Run:
         self.warnings: list[str] = []
         self.complete = True
         self.prompt_tokens = self.restored_tokens = self.generated_tokens = 0
+        self.staleness = 0.0
 
     def tell(self, sentences: Sequence[str]) -> None:
         self.warnings += sentences
@@ -260,6 +262,7 @@ def _answer(
         prefix,
         context.label,
         schema=json.dumps(schema),
+        update=context.request.run.update,
         messages=prompt.messages,
         variables=prompt.variables,
     )
@@ -282,6 +285,7 @@ def _answer(
             run.prompt_tokens += event.prompt_tokens
             run.restored_tokens += event.restored_tokens
             run.generated_tokens += event.generated_tokens
+            run.staleness = max(run.staleness, event.staleness)
             finished = event
         yield event
         if finished is not None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Warmed:
     """The first `tokens` of every prompt about this corpus are on the disk, unless they are very few.
 
-    `restored_tokens` of them were computed before; `seconds` is what this run took.
+    `restored_tokens` of them were computed before; `seconds` is what this run took. `staleness` is that of
+    m3cli.engine.events.Updated.
     """
 
     packed: Packed
@@ -29,6 +30,7 @@ class Warmed:
     restored_tokens: int
     seconds: float
     warnings: tuple[str, ...]
+    staleness: float = 0.0
 
 
 WarmEvent = Event | Packed | Warmed
@@ -54,7 +56,7 @@ def warm(
     for note in warnings:
         yield Notice(note)
     tokens = prompt.tokens[: prompt.prefix]
-    run = Request(tokens, 0, prefix=prompt.prefix, label=context.label)
+    run = Request(tokens, 0, prefix=prompt.prefix, label=context.label, update=request.run.update)
     finished: Finished | None = None
     with context.open(open_engine, config) as engine:
         for event in engine.generate(run):
@@ -68,5 +70,10 @@ def warm(
     if finished is None:
         raise M3Error("The engine ended without finishing.", "Run again with --debug and report this.")
     yield Warmed(
-        packed, len(tokens), finished.restored_tokens, time.perf_counter() - started, tuple(warnings)
+        packed,
+        len(tokens),
+        finished.restored_tokens,
+        time.perf_counter() - started,
+        tuple(warnings),
+        finished.staleness,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from m3cli.engine import session as session_module
 from m3cli.engine.events import (
@@ -23,6 +26,7 @@ from m3cli.engine.events import (
     Token,
 )
 from m3cli.engine.llama import Model
+from m3cli.engine.llama_library import lib
 from m3cli.engine.session import Session, snapshot_key
 from m3cli.engine.snapshots import SnapshotStore
 from tests.tiny_models import write_gemma3, write_mamba
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from m3cli.engine.events import Event
+
+    Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 BATCH = 64
 QUESTION = 20  # tokens
@@ -305,6 +311,151 @@ def test_warming_computes_no_answer(model: Model, cache: CacheConfig, cold: Call
     asked = list(Session(model, cache, "key").generate(ask()))
     assert restored(asked) == PREFIX
     assert said(asked) == cold(PROMPT)
+
+
+def logits_after(session: Session, request: Request) -> tuple[Logits, list[Event]]:
+    """The logits behind a prompt, and what happened."""
+    events = list(session.generate(replace(request, max_tokens=1)))
+    assert isinstance(events[-1], Finished)
+    model = session._model
+    row = lib.llama_get_logits_ith(model._context, -1)
+    return np.array(np.ctypeslib.as_array(row, (model.n_vocab,))), events
+
+
+def cold_logits(model: Model, request: Request) -> Logits:
+    return logits_after(Session(model), replace(request, exact=True))[0]
+
+
+def test_logits_are_those_of_a_cold_run_bit_for_bit(model: Model, cache: CacheConfig) -> None:
+    """Restored whole, resumed after a stop, and cut back to a batch after an edit."""
+    stopping, hear = stop_after(3 * BATCH)
+    for event in Session(model, cache, "key", stopping).generate(ask()):
+        hear(event)
+    resumed, events = logits_after(Session(model, cache, "key"), ask())
+    assert restored(events) == 3 * BATCH
+    whole, events = logits_after(Session(model, cache, "key"), ask())
+    assert restored(events) == PREFIX
+    expected = cold_logits(model, ask())
+    assert np.array_equal(resumed, expected)
+    assert np.array_equal(whole, expected)
+    edited = [*CORPUS[: 2 * BATCH + 9], 7, *CORPUS[2 * BATCH + 9 :]]
+    request = ask([*edited, *ids(QUESTION, 1)], len(edited), save=False)
+    cut_back, events = logits_after(Session(model, cache, "key"), request)
+    assert restored(events) == 2 * BATCH
+    assert np.array_equal(cut_back, cold_logits(model, request))
+
+
+@pytest.mark.parametrize("model", ["tiny-m3", "sliding-window"], indirect=True)
+def test_a_turn_that_goes_on_inside_a_batch_is_not_exact(model: Model, cache: CacheConfig) -> None:
+    """It is not saved, and of what it computed later requests use what a cold run computes alike."""
+    session = Session(model, cache, "key")
+    list(session.generate(ask(ids(200), 0)))
+    tokens = [*ids(200)[:100], *ids(100, 6)]
+    turn = list(session.generate(ask(tokens, 190, exact=False)))
+    assert restored(turn) == 100
+    assert [event for event in turn if isinstance(event, Saved)] == []
+    got, events = logits_after(session, ask(tokens, 190, save=False))
+    assert restored(events) == BATCH
+    expected = cold_logits(model, ask(tokens, 190))
+    assert np.array_equal(got, expected)
+    anew, events = logits_after(Session(model, cache, "key"), ask(tokens, 190, save=False))
+    assert restored(events) == 0
+    assert np.array_equal(anew, expected)
+
+
+@pytest.mark.parametrize("model", ["tiny-m3", "sliding-window"], indirect=True)
+@pytest.mark.parametrize("from_disk", [False, True])
+@pytest.mark.parametrize(
+    ("former", "prefix", "kept", "loaded"),
+    [
+        (180, 180, 192, 180),
+        (180, 100, 64, 64),
+        (100, 180, 64, 64),
+        (100, 150, 64, 64),
+        (20, 150, 0, 0),
+        (150, 20, 0, 0),
+        (32, 150, 128, 0),  # so little is not saved
+        (150, 32, 128, 128),
+        (150, 0, 128, 128),
+        (150, 128, 128, 128),
+        (128, 150, 128, 128),
+        (150, 400, 128, 128),
+    ],
+)
+def test_with_another_prefix_only_the_batches_of_a_cold_run_are_kept(
+    model: Model, cache: CacheConfig, former: int, prefix: int, kept: int, loaded: int, from_disk: bool
+) -> None:
+    """Where the shared prefix ends, a batch ends, so another prefix makes other batches behind the first."""
+    tokens = ids(200)
+    session = Session(model, cache, "key")
+    list(session.generate(ask(tokens, former)))
+    if from_disk:
+        session = Session(model, cache, "key")
+    got, events = logits_after(session, ask([*tokens, *ids(9, 3)], prefix, save=False))
+    assert restored(events) == (loaded if from_disk else kept)
+    assert np.array_equal(got, cold_logits(model, ask([*tokens, *ids(9, 3)], prefix)))
+
+
+@pytest.mark.parametrize("model", ["tiny-m3", "sliding-window"], indirect=True)
+def test_the_prefix_decides_the_last_digits(model: Model) -> None:
+    """Else the tests that compare them would show nothing."""
+    one, other = (cold_logits(model, ask(ids(200), prefix)) for prefix in (100, 0))
+    assert not np.array_equal(one, other)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> list[tuple[bool, Request]]:
+    """Some requests about texts that have parts in common; True for those that come to a new process."""
+    base, former = ids(260), []
+    for number in range(draw(st.integers(2, 5))):
+        place = draw(st.integers(0, 260))
+        tail = draw(st.integers(1, 120))
+        base = [*base[:place], *ids(tail, number)][:400]
+        prefix = draw(st.one_of(st.integers(0, len(base)), st.just(len(base)), st.just(place)))
+        exact, save, new = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
+        former.append((new, ask(base, prefix, exact=exact, save=save)))
+    return former
+
+
+@pytest.mark.parametrize("model", ["sliding-window"], indirect=True)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sequence=requests())
+def test_whatever_came_before_an_exact_request_does_not_show(
+    model: Model, tmp_path_factory: pytest.TempPathFactory, sequence: list[tuple[bool, Request]]
+) -> None:
+    """Any turns and prefixes, kept in memory or on the disk: the logits are those of a cold run."""
+    cache = CacheConfig(str(tmp_path_factory.mktemp("cache")), "digest", "model")
+    session = Session(model, cache, "key")
+    for new, request in sequence:
+        session = Session(model, cache, "key") if new else session
+        list(session.generate(request))
+    last = replace(sequence[-1][1], exact=True, save=False)
+    in_memory, _ = logits_after(session, last)
+    on_disk, _ = logits_after(Session(model, cache, "key"), last)
+    expected = cold_logits(model, last)
+    assert np.array_equal(in_memory, expected)
+    assert np.array_equal(on_disk, expected)
+
+
+@pytest.mark.parametrize("model", ["sliding-window"], indirect=True)
+def test_an_entry_may_be_removed_while_it_is_loaded(
+    model: Model, cache: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may make room just then: what was loaded is right, or nothing of it stays."""
+    list(Session(model, cache, "key").generate(ask()))
+    load_state = model.load_state
+
+    def load_and_lose(path: Path, count: int) -> bool:
+        loaded = load_state(path, count)
+        shutil.rmtree(path.parent)
+        return loaded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "load_state", load_and_lose)
+        got, _ = logits_after(Session(model, cache, "key"), ask())
+    assert np.array_equal(got, cold_logits(model, ask()))
+    saved, _ = logits_after(Session(model, cache, "key"), ask())
+    assert np.array_equal(saved, got)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3cli.engine import snapshots
-from m3cli.engine.snapshots import Entry, SnapshotError, SnapshotStore, common_prefix
+from m3cli.engine.edits import common_prefix
+from m3cli.engine.snapshots import Entry, SnapshotError, SnapshotStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -243,3 +244,59 @@ def test_manifests_say_what_an_entry_is(tmp_path: Path) -> None:
     assert (manifest["label"], manifest["model"], manifest["tokens"]) == ("tree", "m", 2)
     assert (entry.directory / "tokens.bin").read_bytes() == bytes([2, 1, 0, 0, 1, 0, 0, 0])
     assert entry.nbytes == len(STATE) + 8
+
+
+def test_a_manifest_of_an_older_release_is_read(tmp_path: Path) -> None:
+    """One that says nothing of cuts and changes has none."""
+    store, told = store_at(tmp_path)
+    entry = save(store, [1, 2, 3])
+    path = entry.directory / "manifest.json"
+    manifest = json.loads(path.read_bytes())["manifest"]
+    del manifest["cuts"], manifest["changed"]
+    digest = snapshots._digest(json.dumps(manifest, sort_keys=True).encode())
+    path.write_text(json.dumps({"manifest": manifest, "digest": digest}, indent=1))
+    (match,) = store.find([1, 2, 3])
+    assert (match.common, *match.entry.manifest.cuts, *match.entry.manifest.changed) == (3,)
+    match.entry.check()
+    assert told == []
+
+
+def test_cuts_and_changes_survive(tmp_path: Path) -> None:
+    """What an entry says of how its tokens were computed is what was saved."""
+    store, _ = store_at(tmp_path)
+    store.save(
+        [1, 2, 3],
+        len(STATE),
+        write,
+        label="tree",
+        model="m",
+        tokens_per_second=0,
+        cuts=[1],
+        changed=[[2, 0], [1, 5]],
+    )
+    (match,) = store.find([1, 2, 3])
+    assert list(match.entry.manifest.cuts) == [1]
+    assert [list(run) for run in match.entry.manifest.changed] == [[2, 0], [1, 5]]
+
+
+def test_entries_are_found_by_label(tmp_path: Path) -> None:
+    """The one used last first, and of this key only."""
+    store, _ = store_at(tmp_path)
+    other, _ = store_at(tmp_path, "other")
+    entries = [save(store, [n, n]) for n in range(3)]
+    save(other, [5])
+    store.save([9], len(STATE), write, label="else", model="m", tokens_per_second=0)
+    for entry, time in zip(entries, (2.0, 3.0, 1.0), strict=True):
+        used(entry, time)
+    assert [ids.tolist() for _, ids in store.labelled("tree")] == [[1, 1], [0, 0], [2, 2]]
+    assert len(store.labelled("else")) == len(other.labelled("tree")) == 1
+
+
+def test_one_of_each_label(tmp_path: Path) -> None:
+    """Where that is asked for, an entry takes the place of those of its label; without a label, of none."""
+    store = SnapshotStore(tmp_path, "key", one_of_each_label=True)
+    for ids, label in (([1], "tree"), ([1, 2], "else"), ([3], ""), ([4], ""), ([1, 2, 3], "tree")):
+        store.save(ids, len(STATE), write, label=label, model="m", tokens_per_second=0)
+    assert [ids.tolist() for _, ids in store.labelled("tree")] == [[1, 2, 3]]
+    assert [ids.tolist() for _, ids in store.labelled("else")] == [[1, 2]]
+    assert len(store.labelled("")) == 2

@@ -124,7 +124,12 @@ def test_the_json_object_has_all_of_a_review() -> None:
     assert first["frame"][1] == {"line": 11, "text": "    query = text + name"}
     assert got["counts"] == {"error": 1, "warning": 0, "info": 0}
     assert got["unreviewed"] == [{"path": "a.bin", "reason": "it is binary"}]
-    assert got["usage"] == {"prompt_tokens": 1000, "restored_tokens": 0, "generated_tokens": 200}
+    assert got["usage"] == {
+        "prompt_tokens": 1000,
+        "restored_tokens": 0,
+        "generated_tokens": 200,
+        "staleness": 0.0,
+    }
     assert got["timings"] == {"total": 12.5}
 
 
