@@ -426,8 +426,9 @@ Cache = Annotated[
 Update = Annotated[
     UpdateChoice | None,
     typer.Option(
-        help="After an edit, compute all behind it again (exact), or only what has changed (inplace), or "
-        "that where it saves much and loses little (auto) (default exact).",
+        help="After an edit, compute all behind it again (exact), or what has changed and not what was "
+        "computed with it in view (inplace: fast, approximate, files in the order of paths), or that where "
+        "it saves much and little has changed (auto) (default exact).",
         rich_help_panel=CACHE_PANEL,
     ),
 ]

@@ -157,7 +157,8 @@ def corpus_request(
 
 def order(settings: Settings) -> Literal["auto"] | Order:
     """The order of files. One that stays as it is suits contexts that are updated in place."""
-    return "path" if settings.order == "auto" and settings.update != "exact" else settings.order
+    stays = settings.update == "inplace" and not settings.endpoint
+    return "path" if settings.order == "auto" and stays else settings.order
 
 
 def context_request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -49,7 +50,7 @@ def warm(
         bool,
         typer.Option(
             "--exact",
-            help="Compute anew what was updated in place: --update exact.",
+            help="Compute anew what was updated in place, in the same order.",
             rich_help_panel=options.CACHE_PANEL,
         ),
     ] = False,
@@ -71,17 +72,19 @@ def warm(
     from m3cli.tasks.warm import Warmed
     from m3cli.tasks.warm import warm as run
 
-    settings = values.settings({**locals(), "cache": True, **({"update": "exact"} if exact else {})})
+    settings = values.settings({**locals(), "cache": True})
     corpus = values.corpus_request(
         paths or [],
         settings,
         files_from=files_from,
         null=null,
         no_ignore=no_ignore,
-        order=values.order(settings),
+        order=values.order(replace(settings, update="inplace") if exact else settings),
         ref=ref,
     )
     context = values.context_request(corpus, settings, allow_dense=allow_dense)
+    if exact:
+        context = replace(context, run=replace(context.run, update="exact"))
     warmed: Warmed | None = None
     with AskConsole(answer_to=None, quiet=quiet, verbose=verbose) as console:
         values.note_demo(console, context, settings)

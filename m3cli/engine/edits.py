@@ -126,6 +126,7 @@ def changed_of(runs: Sequence[Sequence[int]], size: int) -> NDArray[np.int32]:
 def _between_pieces(old: Ids, new: Ids) -> Iterator[Edit]:
     """Edits between two sequences, of whole pieces."""
     mine, theirs = _ends(old), _ends(new)
+    # What is everywhere is not compared (`autojunk`): without that, repetitive files take hours.
     matcher = SequenceMatcher(None, _pieces(old, mine), _pieces(new, theirs))
     for kind, old_first, old_last, new_first, new_last in matcher.get_opcodes():
         if kind != "equal":

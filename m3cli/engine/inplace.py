@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from m3cli.engine.events import Update
     from m3cli.engine.snapshots import Entry
 
-STALEST = 0.5  # beyond, a context is computed anew
+STALEST = 0.5  # beyond, what would be kept of a context is computed anew
 _SETTLE = 64  # tokens behind each edit that are computed with it
 # `auto` updates in place only what is less stale than this, for a saving of so many tokens and so many
 # times what is computed.
 _AUTO_STALEST = 0.1
 _AUTO_TOKENS, _AUTO_TIMES = 512, 3
+_WEIGHT = 0.1  # of a token that is all stale, beside one that is computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,11 @@ class Plan:
     @property
     def computed(self) -> int:
         """How many tokens are to be computed."""
-        return sum(edit.new_end - edit.new_start for edit in self.edits)
+        return self.computed_before(len(self.changed))
+
+    def computed_before(self, place: int) -> int:
+        """How many tokens before one are to be computed."""
+        return sum(max(min(edit.new_end, place) - edit.new_start, 0) for edit in self.edits)
 
     @property
     def kept(self) -> int:
@@ -73,6 +78,11 @@ class Plan:
         """That of the context afterwards."""
         return staleness(self.changed)
 
+    @property
+    def kept_staleness(self) -> float:
+        """That of the tokens that are not computed, alone."""
+        return self.staleness * len(self.changed) / max(self.kept, 1)
+
 
 def plan_from(base: Base, wanted: NDArray[np.int32]) -> Plan:
     """How to make the context of `wanted` tokens of another one."""
@@ -84,19 +94,23 @@ def plan_from(base: Base, wanted: NDArray[np.int32]) -> Plan:
 def choose(
     bases: Iterable[Base], wanted: NDArray[np.int32], exactly: int, update: Update, n_ctx: int
 ) -> Plan | None:
-    """The plan that computes least, if it is better than to compute `exactly` so many tokens.
+    """The plan that costs least, if it computes less than `exactly` so many tokens.
 
-    One that is too stale is given too, if there is no other; see STALEST.
+    What is stale is a cost, too. A plan that is too stale is given if there is no other; see STALEST.
     """
     plans = [plan_from(base, wanted) for base in bases if len(base.tokens) <= n_ctx]
+    # Where nothing is kept but what is exact, to compute the rest exactly costs no more.
+    plans = [plan for plan in plans if plan.computed < exactly and plan.kept > plan.exact]
     if update == "auto":
         plans = [
             plan
             for plan in plans
-            if plan.staleness <= _AUTO_STALEST
+            if plan.kept_staleness <= _AUTO_STALEST
             and exactly - plan.computed >= max(_AUTO_TOKENS, _AUTO_TIMES * plan.computed)
         ]
-    cheaper = [plan for plan in plans if plan.computed < exactly]
-    return min(
-        cheaper, key=lambda plan: (plan.staleness > STALEST, plan.computed, plan.staleness), default=None
-    )
+
+    def cost(plan: Plan) -> tuple[bool, float]:
+        stale = plan.staleness * len(plan.changed)
+        return plan.kept_staleness > STALEST, plan.computed + _WEIGHT * stale
+
+    return min(plans, key=cost, default=None)

@@ -9,7 +9,6 @@ import ctypes
 import os
 import re
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from m3cli.model.preflight import MSA_ARCHITECTURE, dense_attention_error, updat
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from m3cli.engine.events import Attention, EngineConfig, Sampling
     from m3cli.engine.form import Form
@@ -138,9 +137,9 @@ def load_adapter(model: Any, path: str, model_name: str) -> Any:
 class Model:
     """A loaded model with its adapters, and its context: one sequence, and those that help it.
 
-    A second one is for `m3cli.engine.llama_update`, if the configuration asks for it. The last one is
-    there for models with a sliding window: llama.cpp lets new tokens take the place of those that have left
-    the window of the only sequence that they are in. So they are in another one as well while it computes.
+    In models with a sliding window, `guard` is one that holds all the first one does: llama.cpp lets new
+    tokens take the place of those that have left the window of the only sequence that they are in. `helper`
+    is for m3cli.engine.llama_update, if the configuration asks for it.
 
     `progress` is called with the share of the weights that is loaded. `extra_buffers` lets
     llama.cpp repack weights for this CPU (AMX and the like), which is faster and crashes on some
@@ -166,7 +165,8 @@ class Model:
             adapters = [load_adapter(self._model, path, name) for path, _ in config.lora]
             windowed = lib.llama_model_n_swa(self._model) > 0
             sequences = 1 + config.in_place + windowed
-            self._guard = sequences - 1 if windowed else None
+            self.guard = 1 if windowed else None  # always the same number, as states on the disk have it
+            self.helper = sequences - 1
             with logged() as lines:
                 self._context = make_context(self._model, config, sequences=sequences)
             self.attention = self._attention(config)
@@ -185,15 +185,7 @@ class Model:
         self.can_truncate = not (
             lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
         )
-        # Whether it can be updated in place. One half of a cache with windows may be empty, which llama.cpp
-        # does not survive.
-        self.can_update = bool(
-            config.in_place
-            and self.can_truncate
-            and lib.llama_memory_can_shift(self.memory)
-            and not any(re.search(r"cells, +0 layers", line) for line in lines)
-            and not update_problem(read_header(Path(config.model_path)), config.kv_type_k)
-        )
+        self.update_problem = self._update_problem(config, lines)
         # Asked between any two nodes of the graph, so it is native: the length of a string that is empty
         # until `abort` writes into it.
         self._aborted = ctypes.create_string_buffer(2)
@@ -258,6 +250,16 @@ class Model:
                 "Choose a model that was made for chat.",
             )
 
+    def _update_problem(self, config: EngineConfig, lines: list[str]) -> str:
+        """Why this context cannot be updated in place, if it cannot; `lines` are what was logged of it."""
+        if not config.in_place:
+            return "it was loaded to be updated exactly"
+        # One half of a cache with windows may be empty, and llama.cpp does not survive its shift.
+        empty = any(re.search(r"cells, +0 layers", line) for line in lines)
+        if empty or not self.can_truncate or not lib.llama_memory_can_shift(self.memory):
+            return "llama.cpp cannot move what it holds"
+        return update_problem(read_header(Path(config.model_path)), config.kv_type_k)
+
     def decode(self, tokens: array[int], start: int, count: int) -> bool:
         """Put `count` tokens from `start` on into the KV cache, behind what is there.
 
@@ -265,12 +267,15 @@ class Model:
         are computed. Raises DoesNotFitError, EngineCrashError.
         """
         view = (lib.llama_token * count).from_buffer(tokens, start * tokens.itemsize)
-        return self.compute(lib.llama_batch_get_one(view, count), count)
+        done = lib.llama_memory_seq_pos_max(self.memory, 0) + 1
+        computed = self.compute(lib.llama_batch_get_one(view, count), count)
+        if computed and self.guard is not None:
+            lib.llama_memory_seq_cp(self.memory, 0, self.guard, done, -1)
+        return computed
 
     def compute(self, batch: Any, count: int) -> bool:
         """Compute a `llama_batch` of `count` tokens; see `decode`."""
-        with self._all_kept():
-            code = lib.llama_decode(self._context, batch)
+        code = lib.llama_decode(self._context, batch)
         if code == 2:
             return False
         if code == 1:
@@ -285,18 +290,6 @@ class Model:
             )
         return True
 
-    @contextmanager
-    def _all_kept(self) -> Iterator[None]:
-        """Have no token in the KV cache give its place to another, whatever has left the window."""
-        if self._guard is None:
-            yield
-            return
-        lib.llama_memory_seq_cp(self.memory, 0, self._guard, -1, -1)
-        try:
-            yield
-        finally:
-            lib.llama_memory_seq_rm(self.memory, self._guard, -1, -1)
-
     def abort(self) -> None:
         """Have a computation that runs in another thread end early, and every later one at once."""
         self._aborted[0] = b"\x01"
@@ -307,14 +300,19 @@ class Model:
 
     def truncate(self, count: int) -> bool:
         """Keep the first `count` tokens of the KV cache; False if this model cannot, which empties it."""
-        if count and lib.llama_memory_seq_rm(self.memory, 0, count, -1):
+        if count and self.remove(count, -1):
             return True
         lib.llama_memory_clear(self.memory, False)
         return not count
 
+    def remove(self, start: int, end: int) -> bool:
+        """Remove tokens `start` to `end` from the KV cache, to its end if that is −1; False if it fails."""
+        sequence = 0 if self.guard is None else -1  # any
+        return bool(lib.llama_memory_seq_rm(self.memory, sequence, start, end))
+
     def state_bytes(self) -> int:
         """Size of the state of all tokens in the KV cache."""
-        if self._guard is not None:
+        if self.guard is not None:
             return int(lib.llama_state_get_size(self._context))
         return int(lib.llama_state_seq_get_size(self._context, 0))
 
@@ -322,7 +320,7 @@ class Model:
         """Write the KV cache, which holds `tokens`, into a file; its size in bytes, 0 on failure."""
         view = (lib.llama_token * len(tokens)).from_buffer(tokens)
         file = os.fsencode(path)
-        if self._guard is None:
+        if self.guard is None:
             return int(lib.llama_state_seq_save_file(self._context, file, 0, view, len(tokens)))
         # Of one sequence, llama.cpp would save the last window only.
         saved = lib.llama_state_save_file(self._context, file, view, len(tokens))
@@ -338,7 +336,7 @@ class Model:
         tokens = (lib.llama_token * count)()
         found = ctypes.c_size_t()
         file, size = os.fsencode(path), ctypes.byref(found)
-        if self._guard is None:
+        if self.guard is None:
             loaded = lib.llama_state_seq_load_file(self._context, file, 0, tokens, count, size)
         else:
             loaded = lib.llama_state_load_file(self._context, file, tokens, count, size)

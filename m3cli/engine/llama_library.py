@@ -82,11 +82,13 @@ lib.llama_backend_init()
 def logged() -> Iterator[list[str]]:
     """Collect all that llama.cpp logs meanwhile, down to the level that is meant for debugging."""
     lines: list[str] = []
-    LOG.everything = lines
+    outer, LOG.everything = LOG.everything, lines
     try:
         yield lines
     finally:
-        LOG.everything = None
+        LOG.everything = outer
+        if outer is not None:
+            outer += lines
 
 
 def version() -> str:

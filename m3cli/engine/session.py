@@ -57,7 +57,9 @@ _WRITING = 1e9  # bytes a second; a cache that is computed again sooner than wri
 # Settings that change neither the numbers in a KV cache nor their order; adapters do, by their content.
 _IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense", "mmap", "mlock", "lora", "in_place"}
 _UPDATED = "-inplace"  # ends the key of contexts that were updated in place
-_MOST_BASES = 4  # contexts on the disk that are compared, to update one of them
+# Contexts of the same files on the disk that are compared, to update one of them; and those that were
+# updated in place of which more are not kept.
+_MOST_BASES, _MOST_UPDATED = 4, 2
 
 
 class Session:
@@ -79,7 +81,7 @@ class Session:
         self._stopping = stopping
         self._notices: list[str] = []
         self._store = self._open_store(key)
-        self._updated_store = self._open_store(key + _UPDATED, one_of_each_label=True)
+        self._updated_store = self._open_store(key + _UPDATED, most_of_a_label=_MOST_UPDATED)
         model.truncate(0)
         self._held = array("i")  # tokens whose keys and values are in the KV cache
         self._exact = 0  # how many of them are as a run without reuse would have them
@@ -88,14 +90,14 @@ class Session:
         self._prefix = 0  # how many of them are not about one question
         self._saved = 0  # how many of them are on the disk
 
-    def _open_store(self, key: str, *, one_of_each_label: bool = False) -> SnapshotStore | None:
+    def _open_store(self, key: str, *, most_of_a_label: int = 0) -> SnapshotStore | None:
         if self._cache is None:
             return None
         return SnapshotStore(
             Path(self._cache.directory),
             key,
             max_bytes=self._cache.max_bytes,
-            one_of_each_label=one_of_each_label,
+            most_of_a_label=most_of_a_label,
             report=self._notices.append,
         )
 
@@ -151,7 +153,7 @@ class Session:
             prefill_seconds,
             time.monotonic() - begin,
             restored,
-            staleness(self._changes()),
+            staleness(self._changes()[: self._prefix]),
         )
 
     def _check(self, tokens: array[int], request: Request) -> None:
@@ -167,37 +169,40 @@ class Session:
                 f"The prompt holds token ids beyond the {self._model.n_vocab:,} of the model's vocabulary.",
                 "The prompt was made with the tokenizer of another model; use the model's own.",
             )
-        if request.update == "inplace" and not self._model.can_update:
+        if request.update == "inplace" and self._model.update_problem:
             raise ImpossibleError(
-                "A context of this model cannot be updated in place: llama.cpp cannot move what it holds.",
+                f"A context of this model cannot be updated in place: {self._model.update_problem}.",
                 "Leave out --update inplace.",
             )
 
     def _reuse(self, tokens: array[int], request: Request) -> Generator[Event, None, inplace.Plan | None]:
         """Cut the KV cache back to what it shares with `tokens`, or load more than that from the disk.
 
-        Or leave or load what the plan is about that is returned.
+        With a plan that is returned, the KV cache holds what that begins with instead.
         """
         begin = time.monotonic()
         common = common_prefix(_ids(self._held), _ids(tokens))
         exact = self._as_cold(min(common, self._exact), self._cuts, tokens, request)
-        held = exact if request.exact else min(common, _most(tokens, request))
+        held = exact
+        if not request.exact and (self._changed is None or request.update != "exact"):
+            held = min(common, _most(tokens, request))
         if held < len(self._held) and not self._model.can_truncate:
             held = 0
         found = self._found(tokens, request, held)
-        if self._model.can_update and request.update != "exact":
+        if not self._model.update_problem and request.update != "exact":
             best = max([held, *(usable for usable, _ in found)])
             plan = self._plan(tokens, request, best)
-            if plan and plan.staleness > inplace.STALEST:
+            if plan and plan.kept_staleness > inplace.STALEST:
                 yield Notice(
-                    "The context is computed anew: if it were updated in place, "
-                    f"{plan.staleness:.0%} of what it was computed from would have changed since."
+                    "The context is not updated in place: of what would be kept of it, "
+                    f"{plan.kept_staleness:.0%} of what it was computed from would have changed since."
                 )
             elif plan and self._fetch(plan, best):
                 yield from self._told()
                 yield Restored(plan.kept, time.monotonic() - begin, "disk" if plan.base.entry else "memory")
                 return plan
-        held = min(held, len(self._held))  # what failed to load emptied it
+            elif not self._held:  # what failed to load emptied it
+                held, found = 0, self._found(tokens, request, 0)
         for usable, entry in found:
             if self._load(entry, usable - held) and self._cut(tokens, usable, usable):
                 yield from self._told()
@@ -214,6 +219,8 @@ class Session:
         found = []
         for match in self._store.find(tokens) if self._store else ():
             size = match.entry.manifest.tokens
+            if size > self._model.n_ctx:
+                continue
             usable = self._as_cold(match.common, {size, *match.entry.manifest.cuts}, tokens, request)
             if usable > held and (usable == size or self._model.can_truncate):
                 found.append((usable, match.entry))
@@ -229,7 +236,7 @@ class Session:
             ids = _ids(self._held)[: self._prefix].copy()
             bases.append(inplace.Base(ids, self._changes()[: self._prefix], min(self._exact, self._prefix)))
         for store in (self._store, self._updated_store) if request.label else ():
-            for entry, ids in store.labelled(request.label)[:_MOST_BASES] if store else ():
+            for entry, ids in store.labelled(request.label, _MOST_BASES) if store else ():
                 changed = changed_of(entry.manifest.changed, len(ids))
                 exact = len(ids) if store is self._store else 0
                 bases.append(inplace.Base(ids, changed, exact, entry))
@@ -244,24 +251,33 @@ class Session:
     def _update(
         self, plan: inplace.Plan, tokens: array[int], request: Request, begin: float
     ) -> Iterator[Event]:
-        """Follow a plan; the KV cache is empty if that does not succeed."""
-        computed, started = 0, time.monotonic()
+        """Follow a plan. If it is stopped, the KV cache keeps what is right; it is empty if that fails."""
+        started = time.monotonic()
+        unsaved = len(self._held) - self._saved
+        exact = self._as_cold(plan.exact, self._cuts, tokens, request)
+        size = plan.edits[0].new_start if plan.edits else len(plan.changed)
+        computed = 0
         try:
-            for computed in splice(self._model, tokens, plan.edits):
+            for size in splice(self._model, tokens, plan.edits):
+                computed = plan.computed_before(size)
                 yield Prefilled(plan.kept + computed, len(tokens), time.monotonic() - begin)
                 if self._stopping():
                     break
-        finally:
-            if computed < plan.computed:
-                self._cut(tokens, 0, 0)
-        if computed < plan.computed:
+            finished = computed == plan.computed
+            if finished:
+                size = len(plan.changed)
+            elif not self._model.truncate(size):
+                size = 0
+        except BaseException:
+            self._cut(tokens, 0, 0)
+            raise
+        self._changed, self._saved = plan.changed, max(size - unsaved - computed, 0)
+        self._hold(tokens[:size], exact)
+        if not finished:
             return
-        exact = self._as_cold(plan.exact, self._cuts, tokens, request)
-        self._changed, self._saved = plan.changed, min(self._saved, plan.kept)
-        self._hold(tokens[: len(plan.changed)], exact)
         seconds = time.monotonic() - started
-        yield Updated(len(self._held), plan.count, computed, plan.staleness, seconds)
-        if request.save and len(self._held) == request.prefix:
+        yield Updated(size, plan.count, computed, plan.staleness, seconds)
+        if request.save and size == request.prefix:
             yield from self._save(request, computed / max(seconds, 1e-9))
 
     def _as_cold(self, common: int, cuts: Collection[int], tokens: array[int], request: Request) -> int:
@@ -320,15 +336,14 @@ class Session:
         self._exact = min(self._exact, exact, count)
         self._cuts = {cut for cut in self._cuts if cut <= count}
         self._prefix, self._saved = min(self._prefix, count), min(self._saved, count)
-        if count <= self._exact:
-            self._changed = None
+        if self._changed is not None:
+            self._changed = self._changed[:count] if count > self._exact else None
 
     def _changes(self) -> NDArray[np.int32]:
         """See m3cli.engine.edits: for each token that is held."""
         changed = np.zeros(len(self._held), np.int32)
         if self._changed is not None:
-            known = min(len(self._changed), len(changed))  # what came later was computed later
-            changed[:known] = self._changed[:known]
+            changed[: len(self._changed)] = self._changed  # what came later was computed later
         return changed
 
     def _prefill(self, tokens: array[int], request: Request, begin: float) -> Iterator[Event]:

@@ -30,7 +30,7 @@ from m3cli.engine.edits import changed_of, common_prefix, staleness
 from m3cli.model.tokens import pack_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 _FORMAT = "v1"
@@ -132,9 +132,9 @@ class Match:
 class SnapshotStore:
     """All entries below `root`; those of `key` can be found and saved.
 
-    `max_bytes` 0 lets the cache have a fourth of what the disk could give it. With `one_of_each_label`, an
-    entry takes the place of those that have its label, if it has one. `report` is called with
-    a sentence for each entry that was found damaged.
+    `max_bytes` 0 lets the cache have a fourth of what the disk could give it. With `most_of_a_label`, an
+    entry takes the place of those of its label that were used longest ago, if there are more. `report` is
+    called with a sentence for each entry that was found damaged.
     """
 
     def __init__(
@@ -143,13 +143,13 @@ class SnapshotStore:
         key: str = "",
         *,
         max_bytes: int = 0,
-        one_of_each_label: bool = False,
+        most_of_a_label: int = 0,
         report: Callable[[str], None] | None = None,
     ) -> None:
         self.root = root / _FORMAT
         self._key = key
         self._max_bytes = max_bytes
-        self._one_of_each_label = one_of_each_label
+        self._most_of_a_label = most_of_a_label
         self._report = report or (lambda _: None)
 
     def entries(self) -> list[Entry]:
@@ -161,25 +161,36 @@ class SnapshotStore:
         """Entries of this key that share a prefix with `tokens`, the longest first."""
         wanted = np.asarray(tokens, np.int32)
         matches = []
-        for entry, held in self._of_key():
+        for entry, held in self._with_tokens(self._of_key()):
             if common := common_prefix(held, wanted):
                 matches.append(Match(entry, common))
         return sorted(matches, key=lambda match: (-match.common, match.entry.manifest.tokens))
 
-    def labelled(self, label: str) -> list[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
-        """Entries of this key and this label, with their tokens, the one used last first."""
-        found = [each for each in self._of_key() if each[0].manifest.label == label]
-        return sorted(found, key=lambda each: -each[0].used)
+    def labelled(self, label: str, most: int) -> list[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
+        """At most so many entries of this key and this label, with their tokens, the one used last first."""
+        return self._with_tokens(self._labelled(label)[:most])
 
-    def _of_key(self) -> Iterator[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
-        """Entries of this key with their tokens; damaged ones are reported and removed."""
+    def _labelled(self, label: str) -> list[Entry]:
+        entries = [entry for entry in self._of_key() if entry.manifest.label == label]
+        return sorted(entries, key=lambda entry: -entry.used)
+
+    def _of_key(self) -> Iterator[Entry]:
+        """Entries of this key; damaged ones are reported and removed."""
         for path in sorted((self.root / self._key).glob("*")):
-            if (entry := self._read(path)) is None:
-                continue
+            if (entry := self._read(path)) is not None:
+                yield entry
+
+    def _with_tokens(
+        self, entries: Iterable[Entry]
+    ) -> list[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
+        """Entries with their tokens; damaged ones are reported and removed."""
+        found = []
+        for entry in entries:
             try:
-                yield entry, entry.tokens()
+                found.append((entry, entry.tokens()))
             except SnapshotError as error:
                 self.discard(entry, str(error))
+        return found
 
     def pays(self, entry: Entry, tokens: int) -> bool:
         """Whether loading an entry is expected to be faster than computing `tokens`."""
@@ -217,8 +228,8 @@ class SnapshotStore:
 
         `state_bytes` is how large the state is going to be; `write_state` writes it into a file and
         returns its size, or 0. An entry that is there already is left as it is. Entries whose tokens
-        only begin these are removed afterwards: the new one serves wherever they did. Where there is one of
-        each label, those of its label are. Raises SnapshotError when there is no room, or the disk refuses;
+        only begin these are removed afterwards: the new one serves wherever they did. Where there is a most
+        of a label, it is those beyond that. Raises SnapshotError when there is no room, or the disk refuses;
         nothing is left behind then.
         """
         data = pack_ids(tokens)
@@ -256,8 +267,8 @@ class SnapshotStore:
         except OSError as error:
             raise SnapshotError(error.strerror or str(error)) from error
         saved = self._read(directory)
-        if self._one_of_each_label:
-            others = [entry for entry, _ in self.labelled(label)] if label else []
+        if self._most_of_a_label:
+            others = self._labelled(label)[self._most_of_a_label :] if label else []
         else:
             others = [
                 match.entry

@@ -22,6 +22,14 @@ MSA_ARCHITECTURE = "minimax-m3"
 # The matrices and norms of the indexer, behind `blk.N.indexer.`, in every sparse layer.
 _INDEXER_TENSORS = ("q_proj", "k_proj", "q_norm", "k_norm")
 _SHOWN_NAMES = 3
+# Architectures of which every layer rotates its keys, and nothing else is done to them by position: read in
+# the graphs of llama.cpp 0c1e570, whose shift rotates the keys of all layers.
+_ROTATED = frozenset(
+    (
+        *("gemma", "gemma2", "gemma3", "internlm2", "llama", "minimax-m2", "phi3", "qwen2", "qwen2moe"),
+        *("qwen3", "qwen3moe", "seed_oss", "starcoder2"),
+    )
+)
 _MAX_LAYERS, _MAX_EXPERTS = 512, 1024
 
 
@@ -70,14 +78,18 @@ def problem(header: Header, shape: ModelShape) -> ModelError | None:
 def update_problem(header: Header, kv_type_k: str) -> str:
     """Why a context with keys of this type cannot be updated in place, if it cannot.
 
-    Updates move keys to other positions. llama.cpp rotates them where they are, and scales all of them again
-    where they are scaled; quantized ones lose precision, and some crash it.
+    Updates move keys to other positions: llama.cpp rotates them by the difference. Where keys are scaled it
+    scales all of them again; quantized ones lose precision, and some crash it.
     """
     architecture = header.architecture
     if architecture == MSA_ARCHITECTURE:
         return "llama.cpp runs its sparse attention for one sequence only, and an update needs two"
+    if architecture not in _ROTATED:
+        return (
+            f"m3 does not know that keys of the architecture {architecture} can be moved to other positions"
+        )
     if kv_type_k != "f16":
-        return f"keys of type {kv_type_k} cannot be moved to other positions without loss"
+        return f"keys of type {kv_type_k} cannot be moved without loss; those of --kv-type f16 can"
     scaling = f"{architecture}.rope.scaling"
     factor = header.get_float(f"{scaling}.attn_factor")
     if header.get_str(f"{scaling}.type") == "yarn" or (factor is not None and factor != 1):

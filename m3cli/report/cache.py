@@ -56,6 +56,7 @@ def cache_object(store: SnapshotStore) -> dict[str, Any]:
             {
                 "id": entry.directory.name,
                 "tokens": entry.manifest.tokens,
+                "updated_in_place": bool(entry.manifest.changed),
                 "staleness": round(entry.manifest.staleness, 4),
                 "nbytes": entry.nbytes,
                 "created": entry.manifest.created,

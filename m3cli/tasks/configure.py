@@ -68,8 +68,12 @@ class RunOptions:
         return self.flash_attention and not placed
 
     def as_json(self) -> dict[str, Any]:
-        """These options as JSON holds them, for another process: adapters by where and what they are."""
+        """These options as JSON holds them, for another process: adapters by where and what they are.
+
+        And whether contexts may be updated in place; each request says how its own is.
+        """
         options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        options["update"] = self.update != "exact"
         options["lora"] = [[*_file_state(path), scale] for path, scale in self.lora]
         return options
 

@@ -6,6 +6,8 @@ the question, the prefix, are the same for every question, and their KV cache is
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 from m3cli.corpus.chunks import refine
 from m3cli.corpus.corpus import Corpus, read_corpus
 from m3cli.engine.events import CacheConfig, EngineConfig
+from m3cli.engine.snapshots import SnapshotStore
+from m3cli.errors import DoesNotFitError
 from m3cli.memo import Memo
 from m3cli.model.digest import model_digest
 from m3cli.plan.window import plan_window
@@ -368,17 +372,32 @@ class Context:
 
         As the request says, or by other `options`. Raises DoesNotFitError.
         """
-        run, state_dir = options or self.request.run, self.request.state_dir
+        run = options or self.request.run
         if self.remote is not None:
             return EngineConfig("", n_ctx), ()
         if (server := self._server_for(n_ctx)) is not None:
             served = SERVED.format(url=server.url)
             return run.engine_config(self.model.header, self.model.shape, n_ctx), (served,)
+        if run.update != "exact" and n_ctx < (larger := min(self._kept_tokens, self._window.size)):
+            with suppress(DoesNotFitError):  # what was longer before an edit has to fit, too
+                return self._configured(run, larger)
+        return self._configured(run, n_ctx)
+
+    @cached_property
+    def _kept_tokens(self) -> int:
+        """Tokens of the longest context of this corpus that is on the disk, of whatever model."""
+        if (cache := self.cache_config()) is None:
+            return 0
+        entries = SnapshotStore(Path(cache.directory), report=self.notes.append).entries()
+        kept = (entry.manifest.tokens for entry in entries if entry.manifest.label == self.label)
+        return max(kept, default=0)
+
+    def _configured(self, run: RunOptions, n_ctx: int) -> tuple[EngineConfig, tuple[str, ...]]:
         told: tuple[str, ...] = ()
-        if state_dir is None:
+        if self.request.state_dir is None:
             config = run.engine_config(self.model.header, self.model.shape, n_ctx)
         else:
-            config, told = configured(self.model, run, n_ctx, state_dir)
+            config, told = configured(self.model, run, n_ctx, self.request.state_dir)
         config, more = updatable(config, self.model.header, run.update)
         return config, (*told, *more)
 
@@ -435,5 +454,9 @@ class Context:
         """What people know this corpus by: the paths that were named."""
         corpus = self.request.corpus
         paths = [*corpus.paths, *corpus.listed] if corpus is not None else []
-        named = ["standard input" if path == "-" else str(Path(path).absolute()) for path in paths[:3]]
+        named = ["standard input" if path == "-" else _absolute(path) for path in paths[:3]]
         return ", ".join(named) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - links keep the names that the user gave them

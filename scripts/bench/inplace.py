@@ -5,9 +5,9 @@ ones in view, stays as it is. Then commits are replayed that touch the given fil
 follow them, each with the files in the order that m3 gives them for it: one computes all behind the first
 change of each commit (churn), and one updates its context in place and never computes it anew (path). Printed
 are tokens and seconds for each; then, after 1, 10 and all commits, the share of right answers to the
-questions of `m3 eval` about the code, beside those of a context of the same files that was computed exactly:
-questions whose answer stands where something has changed apart from the others, and how far the two are
-apart at the first token of the answer. Intervals are of 95 % (Wilson).
+questions of `m3 eval` about the code, beside those of a context of the same files that was computed exactly,
+and how far the two are apart at the first token of the answer: questions about lines that have changed since
+the beginning apart from the others. Intervals are of 95 % (Wilson).
 usage: python scripts/bench/inplace.py [--model GGUF] [--repository DIR] [--commits N] [--flips TOKENS]
        [GLOB ...]
 """
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, starmap
 from pathlib import Path
@@ -34,7 +35,6 @@ from m3cli.corpus.corpus import CorpusRequest, read_corpus
 from m3cli.corpus.sources import WalkOptions
 from m3cli.corpus.worktree import run_git
 from m3cli.engine import inplace
-from m3cli.engine.edits import edits_between
 from m3cli.engine.events import EngineConfig, Finished, Request, Token, Updated
 from m3cli.engine.llama import Model
 from m3cli.engine.llama_library import lib
@@ -66,8 +66,7 @@ FILES = (
     "m3cli/tasks/warm.py",
     "quantize/sensitivity.py",
 )
-NEAR = 12  # tokens around an answer that tell whether something has changed there: a line
-SCOPE = Scope((1,), depths=5, samples=2)
+SCOPE = Scope((1,), depths=5, samples=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,6 @@ class State:
     parts: tuple[str, ...]
     tokens: tuple[int, ...]
     prefix: int
-    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ def _cores() -> int:
 def state_of(prompter: Prompter, corpus: Corpus) -> State:
     pack = pack_chunks(corpus.chunks, prompter.model.tokenizer.count_batch, strategy="whole")
     prompt = prompter.prompt(pack.parts, "\nQuestion: Which?", system=INSTRUCTIONS)
-    return State(corpus, tuple(pack.parts), tuple(prompt.tokens), prompt.prefix, prompt.prefix - pack.tokens)
+    return State(corpus, tuple(pack.parts), tuple(prompt.tokens), prompt.prefix)
 
 
 def states(
@@ -171,29 +169,29 @@ def states(
         yield state_of(prompter, read_corpus(request, bytes))
 
 
-def questions_of(prompter: Prompter, state: State) -> list[tuple[Question, int]]:
-    """The questions of `m3 eval` about code, and at which token of the prompt the answer stands."""
+def questions_of(prompter: Prompter, state: State) -> list[Question]:
+    """The questions of `m3 eval` about the code."""
     material = Material("", state.corpus.chunks, "", own=True)
-    found = []
+    found: list[Question] = []
     for name, make in TASKS.items():
         task = make(material, prompter, SCOPE)
         for missing in range(0, 2000, 40):  # the haystack has to be a little shorter than the files
-            try:
-                trials = list(task.trials(len(state.tokens) + 200 - missing))
-            except TooShortError:
-                continue
-            for trial in trials:
-                pack = pack_chunks(trial.chunks, prompter.model.tokenizer.count_batch, strategy="whole")
-                found += [
-                    (
-                        replace(question, id=f"{name} {question.id}"),
-                        state.start + int(question.depth * pack.tokens),
-                    )
-                    for question in trial.questions
-                    if question.depth is not None
-                ]
-            break
+            with suppress(TooShortError):
+                for trial in task.trials(len(state.tokens) + 200 - missing):
+                    found += [replace(question, id=f"{name} {question.id}") for question in trial.questions]
+                break
     return found
+
+
+def is_edited(question: Question, state: State, lines: frozenset[str]) -> bool:
+    """Whether a line that the question is about is none of these; its number alone does not count."""
+    names = re.findall(r"`[\w.]*?(\w+)`", question.text)
+    words = re.compile(rf"\b({'|'.join(map(re.escape, names + list(question.answers)))})\b")
+    return any(words.search(line) and line not in lines for line in lines_of(state))
+
+
+def lines_of(state: State) -> frozenset[str]:
+    return frozenset(line for chunk in state.corpus.chunks for line in chunk.text.split("\n"))
 
 
 def asked(
@@ -242,7 +240,7 @@ def replay(path: str, prompter: Prompter, by_churn: Sequence[State], by_path: Se
     reference = Side(path, n_ctx, "exact")
     spent: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     rows = []
-    changed = np.zeros(by_path[0].prefix, bool)  # tokens that are not what they were at the beginning
+    lines = lines_of(by_path[0])
     for number, state in enumerate(by_path):
         costs = exact.follow(by_churn[number]), updated.follow(state)
         if number == 0:
@@ -250,15 +248,11 @@ def replay(path: str, prompter: Prompter, by_churn: Sequence[State], by_path: Se
         for name, cost in zip(("exact", "in place"), costs, strict=True):
             spent[name].append(cost)
             print(f"{number}: {name} {cost[0]:,} tokens, {cost[1]:.1f} s", file=sys.stderr, flush=True)
-        changed = carried(changed, by_path[number - 1], state)
         if number in {1, 10, commits}:
             reference.follow(state)
-            questions = questions_of(prompter, state)
-            at = {q.id: bool(changed[max(place - NEAR, 0) : place + NEAR].any()) for q, place in questions}
-            sides = reference, updated
-            result = asked(sides, prompter, state, [question for question, _ in questions])
+            result = asked((reference, updated), prompter, state, questions_of(prompter, state))
             for kind, edited in (("edited", True), ("not edited", False)):
-                group = [each for each in result if at[each.question.id] == edited]
+                group = [each for each in result if is_edited(each.question, state, lines) == edited]
                 rows.append(row_of(f"{number} ({updated.staleness:.0%} stale), {kind}", group))
                 print(rows[-1], file=sys.stderr, flush=True)
     print(
@@ -277,18 +271,6 @@ def replay(path: str, prompter: Prompter, by_churn: Sequence[State], by_path: Se
     print("\n".join(rows), flush=True)
     for side in (exact, updated, reference):
         side.close()
-
-
-def carried(changed: np.ndarray[Any, np.dtype[np.bool_]], old: State, new: State) -> Any:
-    """Which tokens of the next state are not those of the first."""
-    before, after = (np.asarray(state.tokens[: state.prefix], np.int32) for state in (old, new))
-    result = np.ones(len(after), bool)
-    old_place = new_place = 0
-    for edit in edits_between(before, after):
-        result[new_place : edit.new_start] = changed[old_place : edit.old_start]
-        old_place, new_place = edit.old_end, edit.new_end
-    result[new_place:] = changed[old_place:]
-    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,9 +154,9 @@ def test_auto_wants_to_save_a_large_share() -> None:
 def test_auto_wants_a_context_that_is_not_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is just as stale as may be is taken, one that is staler is not."""
     wanted = joined(OLD[:300], text(1, 3), OLD[300:])
-    share = plan_from(base_of(OLD, changed=50), wanted).staleness
+    share = plan_from(base_of(OLD, changed=50), wanted).kept_staleness
     monkeypatch.setattr(inplace, "_AUTO_STALEST", share)
-    assert chosen([base_of(OLD, changed=50)], wanted, 1700, "auto").staleness == share
+    assert chosen([base_of(OLD, changed=50)], wanted, 1700, "auto").kept_staleness == share
     assert choose([base_of(OLD, changed=51)], wanted, 1700, "auto", FAR) is None
     assert choose([base_of(OLD, changed=51)], wanted, 1700, "inplace", FAR) is not None
 
@@ -164,7 +164,7 @@ def test_auto_wants_a_context_that_is_not_stale(monkeypatch: pytest.MonkeyPatch)
 def test_auto_takes_another_context_if_the_cheapest_is_too_stale() -> None:
     """The bounds hold for each, not for the best alone."""
     wanted = joined(OLD[:300], text(4, 3), OLD[300:])
-    stale, dear = base_of(OLD, changed=200), base_of(joined(OLD[:300], OLD[350:]))
+    stale, dear = base_of(OLD, changed=120), base_of(joined(OLD[:300], OLD[350:]))
     assert chosen([stale, dear], wanted, 1700, "inplace").base is stale
     assert chosen([stale, dear], wanted, 1700, "auto").base is dear
 
@@ -197,3 +197,23 @@ def test_staleness_grows_from_update_to_update() -> None:
         base = Base(wanted, plan.changed, plan.exact)
     assert shares == sorted(shares)
     assert shares[0] < inplace.STALEST < shares[-1]
+
+
+def test_what_is_only_appended_is_computed_exactly() -> None:
+    """Nothing is kept behind it, so an update would save nothing, and leave a context that is not exact."""
+    assert choose([base_of(OLD)], joined(OLD, text(100, 3)), 436, "inplace", FAR) is None
+    updated = replace(base_of(OLD, changed=3), exact=0)
+    assert chosen([updated], joined(OLD, text(100, 3)), 2100).computed == 100
+
+
+def test_a_plan_is_too_stale_by_what_it_keeps() -> None:
+    """What is computed anew does not make up for the rest."""
+    half = len(OLD) // 2
+    plan = plan_from(base_of(OLD), joined(OLD[half:], OLD[:half]))
+    assert plan.staleness < inplace.STALEST < plan.kept_staleness
+
+
+def test_less_stale_is_worth_some_computing() -> None:
+    """A stale context that needs nothing is not taken in place of one that is exact but for a line."""
+    stale, near = base_of(OLD, changed=1500), base_of(joined(OLD[:300], text(20, 3), OLD[320:]))
+    assert chosen([stale, near], OLD, 1700).base is near

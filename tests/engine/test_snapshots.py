@@ -288,15 +288,15 @@ def test_entries_are_found_by_label(tmp_path: Path) -> None:
     store.save([9], len(STATE), write, label="else", model="m", tokens_per_second=0)
     for entry, time in zip(entries, (2.0, 3.0, 1.0), strict=True):
         used(entry, time)
-    assert [ids.tolist() for _, ids in store.labelled("tree")] == [[1, 1], [0, 0], [2, 2]]
-    assert len(store.labelled("else")) == len(other.labelled("tree")) == 1
+    assert [ids.tolist() for _, ids in store.labelled("tree", 9)] == [[1, 1], [0, 0], [2, 2]]
+    assert len(store.labelled("else", 9)) == len(other.labelled("tree", 9)) == 1
 
 
 def test_one_of_each_label(tmp_path: Path) -> None:
     """Where that is asked for, an entry takes the place of those of its label; without a label, of none."""
-    store = SnapshotStore(tmp_path, "key", one_of_each_label=True)
+    store = SnapshotStore(tmp_path, "key", most_of_a_label=1)
     for ids, label in (([1], "tree"), ([1, 2], "else"), ([3], ""), ([4], ""), ([1, 2, 3], "tree")):
         store.save(ids, len(STATE), write, label=label, model="m", tokens_per_second=0)
-    assert [ids.tolist() for _, ids in store.labelled("tree")] == [[1, 2, 3]]
-    assert [ids.tolist() for _, ids in store.labelled("else")] == [[1, 2]]
-    assert len(store.labelled("")) == 2
+    assert [ids.tolist() for _, ids in store.labelled("tree", 9)] == [[1, 2, 3]]
+    assert [ids.tolist() for _, ids in store.labelled("else", 9)] == [[1, 2]]
+    assert len(store.labelled("", 9)) == 2

@@ -187,7 +187,7 @@ def spliced_logits(model: Model, old: Sequence[int], new: Sequence[int], edits: 
     run(Session(model), Request(old, 0, prefix=len(old)))
     tokens = array("i", new)
     done = list(splice(model, tokens, edits))
-    assert (done[-1] if done else 0) == sum(edit.new_end - edit.new_start for edit in edits)
+    assert done[-1:] == [edit.new_end for edit in edits if edit.new_end > edit.new_start][-1:]
     assert model.decode(tokens, len(tokens) - 1, 1)
     return logits(model)
 
@@ -285,7 +285,7 @@ def test_kept_keys_turn_to_their_new_places(
 def test_keys_that_would_be_scaled_again_stay_where_they_are(tmp_path: Path, fields: dict[str, Any]) -> None:
     """Where llama.cpp scales keys as it turns them, all behind an edit is computed."""
     with opened(write_variant(tmp_path / "scaled.gguf", looking=5, **fields)) as model:
-        assert not model.can_update
+        assert model.update_problem
         session = Session(model)
         run(session, ask(TREE, update="auto"))
         got, events = logits_after(session, ask(EDITED, update="auto"))
@@ -423,7 +423,7 @@ def test_too_stale_a_context_is_computed_anew(windowed: Model, monkeypatch: pyte
     session = Session(windowed)
     run(session, ask(TREE))
     events = run(session, ask(EDITED))
-    assert ["computed anew" in event.text for event in of_kind(events, Notice)] == [True]
+    assert ["is not updated in place" in event.text for event in of_kind(events, Notice)] == [True]
     assert of_kind(events, Updated) == []
     assert said(events) == cold_answer(windowed, ask(EDITED))
 
@@ -510,7 +510,7 @@ def entries(cache: CacheConfig, key: str = "key-inplace") -> list[Any]:
 
 
 def test_an_updated_context_is_saved_apart(windowed: Model, cache: CacheConfig) -> None:
-    """It replaces the former one of its label, is found by the next process, and goes on from there."""
+    """It is found by the next process, and goes on from there; the last two of its label are kept."""
     session = Session(windowed, cache, "key")
     run(session, ask(TREE))
     assert of_kind(run(session, ask(EDITED)), Saved)[0].tokens == len(EDITED)
@@ -523,12 +523,15 @@ def test_an_updated_context_is_saved_apart(windowed: Model, cache: CacheConfig) 
     assert of_kind(events, Restored)[0].source == "disk"
     (updated,) = of_kind(events, Updated)
     assert (updated.edits, updated.computed) == (1, 90 + inplace._SETTLE)
-    (entry,) = entries(cache)
+    entry = max(entries(cache), key=lambda each: each.manifest.tokens)
     assert entry.manifest.tokens == len(again)
     changed = changed_of(entry.manifest.changed, len(again))
     assert changed.tolist() == [0] * 254 + [90] * (390 - 170 + 0) + [110] * (len(again) - 474)
     assert updated.staleness == pytest.approx(staleness(changed))
     assert [each.manifest.tokens for each in entries(cache, "key")] == [len(TREE)]
+    third = [*again[:50], *ids(90, 8), *again[50:]]
+    run(Session(windowed, cache, "key"), ask(third))
+    assert sorted(each.manifest.tokens for each in entries(cache)) == [len(again), len(third)]
 
 
 def test_updated_contexts_never_serve_exact_requests(windowed: Model, cache: CacheConfig) -> None:
@@ -546,17 +549,21 @@ def test_updated_contexts_never_serve_exact_requests(windowed: Model, cache: Cac
 
 
 def test_contexts_of_other_trees_are_left_alone(windowed: Model, cache: CacheConfig) -> None:
-    """An update removes what it replaces; without a label it removes nothing."""
+    """The last two of each label are kept; without a label all are."""
     session = Session(windowed, cache, "key")
     other = ids(500, 9)
     for label, tree in (("other", other), ("", other[::-1]), ("tree", TREE)):
         run(session, ask(tree, label=label))
         once = [*tree[:300], *ids(70, 3), *tree[300:]]
         twice = [*once[:200], *ids(70, 4), *once[200:]]
-        for changed in (once, twice):
+        thrice = [*twice[:100], *ids(70, 5), *twice[100:]]
+        for changed in (once, twice, thrice):
             assert of_kind(run(session, ask(changed, label=label)), Saved)
     sizes = sorted((each.manifest.label, each.manifest.tokens) for each in entries(cache))
-    assert sizes == [("", 570), ("", 640), ("other", 640), ("tree", 740)]
+    assert sizes == [
+        *(("", 570), ("", 640), ("", 710)),
+        *(("other", 640), ("other", 710), ("tree", 740), ("tree", 810)),
+    ]
 
 
 def test_a_tree_that_only_begins_another_keeps_its_updated_context(
@@ -641,8 +648,8 @@ def test_contexts_are_shared_whether_or_not_they_can_be_updated(
 # 5. Updates that do not come to their end.
 
 
-def test_a_stop_in_the_middle_of_an_update_leaves_nothing(windowed: Model, cache: CacheConfig) -> None:
-    """Half an update is no context; the next request begins anew, and is right."""
+def test_a_stop_in_the_middle_of_an_update_keeps_its_beginning(windowed: Model, cache: CacheConfig) -> None:
+    """What stands before the end of what was computed is saved, and gone on from."""
     stop = False
     new = [*TREE[:100], *ids(150, 4), *TREE[100:]]
     session = Session(windowed, cache, "key", lambda: stop)
@@ -651,11 +658,17 @@ def test_a_stop_in_the_middle_of_an_update_leaves_nothing(windowed: Model, cache
     for event in session.generate(ask(new)):
         events.append(event)
         stop = len(of_kind(events, Prefilled)) == 2
-    assert events[-1] == Stopped(0, 0)
+    assert events[-1] == Stopped(100 + BATCH, 100 + BATCH)
     assert of_kind(events, Updated) == []
+    assert [each.manifest.tokens for each in entries(cache)] == [100 + BATCH]
     stop = False
+    got, events = logits_after(Session(windowed, cache, "key"), ask(new))
+    assert restored(events) == [100 + BATCH]
+    assert of_kind(events, Updated)[0].computed == len(new) - 100 - BATCH
+    np.testing.assert_allclose(got, cold_logits(windowed, ask(new)), atol=0.05)
+    session = Session(windowed)
+    run(session, ask(new))
     got, events = logits_after(session, ask(new, update="exact"))
-    assert restored(events) == []
     assert np.array_equal(got, cold_logits(windowed, ask(new)))
 
 
@@ -698,7 +711,7 @@ def test_an_update_that_fails_leaves_nothing(
     assert np.array_equal(got, cold_logits(windowed, ask(new)))
 
 
-def test_an_aborted_update_leaves_nothing(windowed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_aborted_update_keeps_its_beginning(windowed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop that comes while a batch is computed ends it there."""
     new = [*TREE[:100], *ids(150, 4), *TREE[100:]]
     stopped: list[bool] = []
@@ -718,9 +731,9 @@ def test_an_aborted_update_leaves_nothing(windowed: Model, monkeypatch: pytest.M
         events = run(session, ask(new))
     windowed.go_on()
     stopped.clear()
-    assert events[-1] == Stopped(0, 0)
+    assert events[-1] == Stopped(100 + BATCH, 0)
     got, events = logits_after(session, ask(new, update="exact"))
-    assert restored(events) == []
+    assert restored(events) == [BATCH]
     assert np.array_equal(got, cold_logits(windowed, ask(new)))
 
 
@@ -744,7 +757,7 @@ def test_a_model_without_room_for_updates_refuses_them(gemma3: Path) -> None:
 def test_a_recurrent_model_is_never_updated(tmp_path: Path) -> None:
     """Its state is of all tokens at once."""
     with opened(write_mamba(tmp_path / "mamba.gguf")) as model:
-        assert not model.can_update
+        assert model.update_problem
         session = Session(model)
         with pytest.raises(ImpossibleError, match="cannot be updated in place"):
             run(session, ask(TREE))
@@ -756,7 +769,7 @@ def test_a_recurrent_model_is_never_updated(tmp_path: Path) -> None:
 def test_sparse_attention_is_not_updated(tiny_gguf: Path) -> None:
     """With room for updates, llama.cpp would run MSA densely: that is refused, as other such settings are."""
     with opened(tiny_gguf, in_place=False) as model:
-        assert (model.attention, model.can_update) == ("sparse", False)
+        assert (model.attention, bool(model.update_problem)) == ("sparse", True)
     with pytest.raises(ModelError, match="dense attention"):
         Model(configured(tiny_gguf), extra_buffers=False)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from m3cli.corpus.corpus import CorpusRequest
-from m3cli.engine.events import LoadProgress, Notice, Prefilled
+from m3cli.engine.events import LoadProgress, Notice, Prefilled, Updated
 from m3cli.engine.fake import FakeEngine
 from m3cli.errors import OutputClosedError
 from m3cli.model.catalog import resolve
@@ -77,6 +77,27 @@ def test_a_pipe_gets_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
     """Where stderr is no terminal, progress is not drawn."""
     with AskConsole(answer_to=None) as console:
         console.show(Prefilled(1, 2, 1.0))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("edits", "computed", "lines"),
+    [
+        (1, 80, ["updated in place: 1 edit, 80 tokens computed in 0.5 s"]),
+        (12, 1080, ["updated in place: 12 edits, 1,080 tokens computed in 0.5 s"]),
+        (0, 0, []),
+    ],
+)
+def test_an_update_is_told_with_what_it_costs_in_truth(
+    capsys: pytest.CaptureFixture[str], edits: int, computed: int, lines: list[str]
+) -> None:
+    """What was computed, if anything was; and always how much of the context is out of date."""
+    with AskConsole(answer_to=None) as console:
+        console.show(Updated(100_000, edits, computed, 0.01234, 0.5))
+    lines.append("1.2% of what this context was computed from has changed since")
+    assert capsys.readouterr().err.splitlines() == lines
+    with AskConsole(answer_to=None, quiet=True) as console:
+        console.show(Updated(100_000, edits, computed, 0.01234, 0.5))
     assert capsys.readouterr().err == ""
 
 
