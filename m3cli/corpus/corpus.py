@@ -55,6 +55,14 @@ class CorpusRequest:
     diff: str | None = None
     log: int = 0
 
+    @property
+    def label(self) -> str:
+        """What people know this corpus by: the paths that were named."""
+        paths = [*self.paths, *self.listed]
+        # Links keep the names that the user gave them.
+        named = ["standard input" if path == "-" else os.path.abspath(path) for path in paths[:3]]  # noqa: PTH100
+        return ", ".join(named) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
 
 @dataclass(frozen=True, slots=True)
 class Corpus:

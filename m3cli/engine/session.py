@@ -12,18 +12,14 @@ others on the disk, and serves only requests that ask for it.
 from __future__ import annotations
 
 import codecs
-import hashlib
-import json
 import time
 from array import array
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from m3cli.engine import inplace
-from m3cli.engine.adapters import adapter_contents
 from m3cli.engine.edits import changed_of, common_prefix, runs_of, staleness
 from m3cli.engine.events import (
     Finished,
@@ -46,7 +42,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from m3cli.engine.events import CacheConfig, EngineConfig, Event, Request
+    from m3cli.engine.events import CacheConfig, Event, Request
     from m3cli.engine.llama import Model
     from m3cli.engine.snapshots import Entry
 
@@ -54,8 +50,6 @@ if TYPE_CHECKING:
 _FIRST_BATCH = 32
 _WORTH_SAVING = 256  # tokens beyond what is saved already
 _WRITING = 1e9  # bytes a second; a cache that is computed again sooner than written is not saved
-# Settings that change neither the numbers in a KV cache nor their order; adapters do, by their content.
-_IRRELEVANT = {"model_path", "n_ctx", "threads", "allow_dense", "mmap", "mlock", "lora", "in_place"}
 _UPDATED = "-inplace"  # ends the key of contexts that were updated in place
 # Contexts of the same files on the disk that are compared, to update one of them; and those that were
 # updated in place of which more are not kept.
@@ -429,21 +423,6 @@ class Session:
         """What the store had to report."""
         while self._notices:
             yield Notice(self._notices.pop(0))
-
-
-def snapshot_key(config: EngineConfig, cache: CacheConfig, build: str, attention: str) -> str:
-    """What two runs have to share so that the KV cache of one serves the other.
-
-    The model's content and that of its adapters, the build of llama.cpp, the types and the attention of the
-    cache, batch sizes and placement, which decide the last digits. Raises ModelError when an adapter cannot
-    be read.
-    """
-    parts = {name: value for name, value in asdict(config).items() if name not in _IRRELEVANT}
-    parts |= {"model": cache.model_digest, "build": build, "attention": attention}
-    adapters = adapter_contents(config.lora)
-    if adapters:
-        parts["lora"] = adapters
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _most(tokens: array[int], request: Request) -> int:

@@ -153,7 +153,8 @@ class Worker:
     def _load(self, config: EngineConfig, extra_buffers: bool, cache: CacheConfig | None) -> Session:
         from m3cli.engine.llama import Model
         from m3cli.engine.llama_library import build
-        from m3cli.engine.session import Session, snapshot_key
+        from m3cli.engine.session import Session
+        from m3cli.engine.snapshot_key import snapshot_key
 
         key = (config, extra_buffers, cache)
         if self._session is None or key != self._session_key:

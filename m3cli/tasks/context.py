@@ -6,7 +6,6 @@ the question, the prefix, are the same for every question, and their KV cache is
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +26,7 @@ from m3cli.prompt.recap import RECAP_FROM, RECAP_TOKENS
 from m3cli.prompt.recap import recap as recap_of
 from m3cli.prompt.segments import Content
 from m3cli.prompt.thinking import think_variables
-from m3cli.tasks.configure import RunOptions, configured, stepped_down, updatable
+from m3cli.tasks.configure import RunOptions, stepped_down
 from m3cli.tasks.evaluate.effective import effective_context, variants_of
 from m3cli.tasks.model import open_model
 from m3cli.tasks.prompts import Prompt, encode_prompt
@@ -386,20 +385,9 @@ class Context:
     @cached_property
     def _kept_tokens(self) -> int:
         """Tokens of the longest context of this corpus that is on the disk, of whatever model."""
-        if (cache := self.cache_config()) is None:
-            return 0
-        entries = SnapshotStore(Path(cache.directory), report=self.notes.append).entries()
-        kept = (entry.manifest.tokens for entry in entries if entry.manifest.label == self.label)
-        return max(kept, default=0)
-
-    def _configured(self, run: RunOptions, n_ctx: int) -> tuple[EngineConfig, tuple[str, ...]]:
-        told: tuple[str, ...] = ()
-        if self.request.state_dir is None:
-            config = run.engine_config(self.model.header, self.model.shape, n_ctx)
-        else:
-            config, told = configured(self.model, run, n_ctx, self.request.state_dir)
-        config, more = updatable(config, self.model.header, run.update)
-        return config, (*told, *more)
+        cache, notes = self.cache_config(), self.notes
+        entries = SnapshotStore(Path(cache.directory), report=notes.append).entries() if cache else []
+        return max((each.manifest.tokens for each in entries if each.manifest.label == self.label), default=0)
 
     def open(self, open_engine: OpenEngine, config: EngineConfig) -> SteppingEngine:
         """The engine for `config`: a server's, or one that steps down once if memory is not there."""
@@ -452,11 +440,4 @@ class Context:
     @property
     def label(self) -> str:
         """What people know this corpus by: the paths that were named."""
-        corpus = self.request.corpus
-        paths = [*corpus.paths, *corpus.listed] if corpus is not None else []
-        named = ["standard input" if path == "-" else _absolute(path) for path in paths[:3]]
-        return ", ".join(named) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - links keep the names that the user gave them
+        return self.request.corpus.label if self.request.corpus is not None else ""

@@ -22,7 +22,7 @@ from m3cli.engine.llama import Model
 from m3cli.engine.llama_library import lib
 from m3cli.engine.local import LocalEngine
 from m3cli.engine.process import WorkerProcess
-from m3cli.engine.session import snapshot_key
+from m3cli.engine.snapshot_key import snapshot_key
 from m3cli.errors import ModelError, UsageError
 from m3cli.model.header import read_header
 from m3cli.model.tokens import pack_ids

@@ -27,7 +27,8 @@ from m3cli.engine.events import (
 )
 from m3cli.engine.llama import Model
 from m3cli.engine.llama_library import lib
-from m3cli.engine.session import Session, snapshot_key
+from m3cli.engine.session import Session
+from m3cli.engine.snapshot_key import snapshot_key
 from m3cli.engine.snapshots import SnapshotStore
 from tests.tiny_models import write_gemma3, write_mamba
 

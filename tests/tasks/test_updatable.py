@@ -53,6 +53,8 @@ def test_keys_that_are_only_rotated_can_be_moved(header: Any, keys: dict[str, An
     [
         ({}, "minimax-m3", "f16", "sparse attention"),
         ({}, "minimax-m3", "q8_0", "sparse attention"),
+        ({}, "smollm3", "f16", "architecture smollm3"),  # every fourth layer has no positions
+        ({}, "mamba", "f16", "architecture mamba"),
         ({}, "llama", "q8_0", "keys of type q8_0"),
         ({}, "llama", "q4_0", "keys of type q4_0"),
         (YARN, "llama", "f16", "YaRN"),
