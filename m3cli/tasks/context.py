@@ -26,7 +26,7 @@ from m3cli.prompt.recap import RECAP_FROM, RECAP_TOKENS
 from m3cli.prompt.recap import recap as recap_of
 from m3cli.prompt.segments import Content
 from m3cli.prompt.thinking import think_variables
-from m3cli.tasks.configure import RunOptions, stepped_down
+from m3cli.tasks.configure import RunOptions, configured, stepped_down, updatable
 from m3cli.tasks.evaluate.effective import effective_context, variants_of
 from m3cli.tasks.model import open_model
 from m3cli.tasks.prompts import Prompt, encode_prompt
@@ -375,8 +375,8 @@ class Context:
         if self.remote is not None:
             return EngineConfig("", n_ctx), ()
         if (server := self._server_for(n_ctx)) is not None:
-            served = SERVED.format(url=server.url)
-            return run.engine_config(self.model.header, self.model.shape, n_ctx), (served,)
+            served = run.engine_config(self.model.header, self.model.shape, n_ctx)
+            return served, (SERVED.format(url=server.url),)
         if run.update != "exact" and n_ctx < (larger := min(self._kept_tokens, self._window.size)):
             with suppress(DoesNotFitError):  # what was longer before an edit has to fit, too
                 return self._configured(run, larger)
@@ -385,9 +385,17 @@ class Context:
     @cached_property
     def _kept_tokens(self) -> int:
         """Tokens of the longest context of this corpus that is on the disk, of whatever model."""
-        cache, notes = self.cache_config(), self.notes
-        entries = SnapshotStore(Path(cache.directory), report=notes.append).entries() if cache else []
+        cache = self.cache_config()
+        entries = SnapshotStore(Path(cache.directory), report=self.notes.append).entries() if cache else []
         return max((each.manifest.tokens for each in entries if each.manifest.label == self.label), default=0)
+
+    def _configured(self, run: RunOptions, n_ctx: int) -> tuple[EngineConfig, tuple[str, ...]]:
+        told: tuple[str, ...] = ()
+        config = run.engine_config(self.model.header, self.model.shape, n_ctx)
+        if self.request.state_dir is not None:
+            config, told = configured(self.model, run, n_ctx, self.request.state_dir)
+        config, more = updatable(config, self.model.header, run.update)
+        return config, (*told, *more)
 
     def open(self, open_engine: OpenEngine, config: EngineConfig) -> SteppingEngine:
         """The engine for `config`: a server's, or one that steps down once if memory is not there."""
