@@ -195,8 +195,7 @@ class Context:
         """Take out of the corpus what must not leave."""
         self.corpus = replace(self.corpus, chunks=remote.without_secrets(self.corpus.chunks))
         self.variables = remote.variables(self.request.think)
-        self.notes += remote.notes
-        self.notes += remote.about_secrets()
+        self.notes += [*remote.notes, *remote.about_secrets()]
 
     def shown_changes(self, changes: Sequence[FileChange]) -> list[FileChange]:
         """Changes as the model may see them: without secrets, if it is one of another machine."""
