@@ -168,7 +168,7 @@ class SnapshotStore:
 
     def labelled(self, label: str, most: int) -> list[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
         """At most so many entries of this key and this label, with their tokens, the one used last first."""
-        return self._with_tokens(self._labelled(label)[:most])
+        return list(self._with_tokens(self._labelled(label)[:most]))
 
     def _labelled(self, label: str) -> list[Entry]:
         entries = [entry for entry in self._of_key() if entry.manifest.label == label]
@@ -182,15 +182,15 @@ class SnapshotStore:
 
     def _with_tokens(
         self, entries: Iterable[Entry]
-    ) -> list[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
+    ) -> Iterator[tuple[Entry, np.ndarray[Any, np.dtype[np.int32]]]]:
         """Entries with their tokens; damaged ones are reported and removed."""
-        found = []
         for entry in entries:
             try:
-                found.append((entry, entry.tokens()))
+                tokens = entry.tokens()
             except SnapshotError as error:
                 self.discard(entry, str(error))
-        return found
+            else:
+                yield entry, tokens
 
     def pays(self, entry: Entry, tokens: int) -> bool:
         """Whether loading an entry is expected to be faster than computing `tokens`."""
