@@ -426,9 +426,8 @@ Cache = Annotated[
 Update = Annotated[
     UpdateChoice | None,
     typer.Option(
-        help="After an edit, compute all behind it again (exact), or what has changed and not what was "
-        "computed with it in view (inplace: fast, approximate, files in the order of paths), or that where "
-        "it saves much and little has changed (auto) (default exact).",
+        help="What an edit costs: all behind it (exact, the default), only what has changed (inplace: fast, "
+        "approximate, files in the order of paths), or that where it saves much and little has changed (auto).",
         rich_help_panel=CACHE_PANEL,
     ),
 ]
