@@ -427,7 +427,7 @@ Update = Annotated[
     UpdateChoice | None,
     typer.Option(
         help="What an edit costs: all behind it (exact, the default), only what has changed (inplace: fast, "
-        "approximate, files in the order of paths), or that where it saves much and little has changed (auto).",
+        "approximate, files in the order of paths), or that where it saves much and loses little (auto).",
         rich_help_panel=CACHE_PANEL,
     ),
 ]
