@@ -1,15 +1,15 @@
 """What it costs, and what it loses, to update a context in place while a repository changes.
 
-First the hard case: the values of constants change, and all that uses them, and was computed with the old
-ones in view, stays as it is. Then commits are replayed that touch the given files. Two sessions of one model
-follow them, each with the files in the order that m3 gives them for it: one computes all behind the first
-change of each commit (churn), and one updates its context in place and never computes it anew (path). Printed
-are tokens and seconds for each; then, after 1, 10 and all commits, the share of right answers to the
-questions of `m3 eval` about the code, beside those of a context of the same files that was computed exactly,
-and how far the two are apart at the first token of the answer: questions about lines that have changed since
-the beginning apart from the others. Intervals are of 95 % (Wilson).
+First the hard cases: the values of constants change, and all that uses them, and was computed with the old
+ones in view, stays as it is; or their names do, everywhere. Then commits are replayed that touch the given
+files. Two sessions of one model follow them, each with the files in the order that m3 gives them for it: one
+computes all behind the first change of each commit (churn), and one updates its context in place and never
+computes it anew (path). Printed are tokens and seconds for each; then, after 1, 10 and all commits, the share
+of right answers to the questions of `m3 eval` about the code, beside those of a context of the same files that
+was computed exactly, and how far the two are apart at the first token of the answer: questions about lines
+that have changed since the beginning apart from the others. Intervals are of 95 % (Wilson).
 usage: python scripts/bench/inplace.py [--model GGUF] [--repository DIR] [--commits N] [--flips TOKENS]
-       [GLOB ...]
+       [--changes values names] [GLOB ...]
 """
 
 from __future__ import annotations
@@ -218,12 +218,37 @@ def row_of(name: str, group: Sequence[Asked]) -> str:
 
 
 DEFINITIONS = "constants.py"
-ALONE = "Answer with the value alone."
-FORMS = {
-    "for a constant": "What is the value of the constant `{name}` in constants.py?",
-    "for what a function uses": (
-        "The function `{user}` in {path} uses one constant with a name in capitals. What is the value of "
-        "that constant?"
+# What becomes of the constants: what is asked then, and which fields of a Flip are right and out of date.
+CHANGES = {
+    "values": (
+        (
+            "its value",
+            "What is the value of the constant `{name}` in constants.py? Answer with the value alone.",
+            *("new", "old"),
+        ),
+        (
+            "the value that a function uses",
+            (
+                "The function `{user}` in {path} uses one constant with a name in capitals. What is the value "
+                "of that constant? Answer with the value alone."
+            ),
+            *("new", "old"),
+        ),
+    ),
+    "names": (
+        (
+            "its value, by the new name",
+            "What is the value of the constant `{renamed}` in constants.py? Answer with the value alone.",
+            *("old", ""),
+        ),
+        (
+            "the name that a function uses",
+            (
+                "The function `{user}` in {path} uses one constant with a name in capitals. What is the name "
+                "of that constant? Answer with the name alone."
+            ),
+            *("renamed", "name"),
+        ),
     ),
 }
 REPLIES = (lambda each: each.exact, lambda each: each.updated)
@@ -275,10 +300,11 @@ def replay(path: str, prompter: Prompter, by_churn: Sequence[State], by_path: Se
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A constant whose value becomes another one, and a function that uses it and no other."""
+    """A constant whose value or name becomes another one, and a function that uses it and no other."""
 
     path: str
     name: str
+    renamed: str
     old: str
     new: str
     user: str
@@ -296,11 +322,11 @@ def flips_in(path: str, text: str) -> Iterator[Flip]:
             (name,) = used
             value = values.pop(name)
             source = f"{ast.get_source_segment(text, node)}\n\n\n"
-            yield Flip(path, name, value, str(int(value) * 3 + 7), node.name, source)
+            yield Flip(path, name, f"{name}_HERE", value, str(int(value) * 3 + 7), node.name, source)
 
 
-def flip(path: str, prompter: Prompter, repository: Path, room: int) -> None:
-    """Change the values of constants, and nothing else, and ask for them and for what uses them."""
+def flips_of(prompter: Prompter, repository: Path, room: int) -> list[Flip]:
+    """The shortest of a repository that take so many tokens together."""
     corpus = read_corpus(CorpusRequest((str(repository),), WalkOptions(include=("*.py",)), ref="HEAD"), bytes)
     texts: defaultdict[str, str] = defaultdict(str)
     for chunk in corpus.chunks:
@@ -311,47 +337,56 @@ def flip(path: str, prompter: Prompter, repository: Path, room: int) -> None:
         room -= prompter.count([each.text])
         if room >= 0:
             chosen.setdefault(each.name, each)
+    return list(chosen.values())
+
+
+def flip(path: str, prompter: Prompter, flips: Sequence[Flip], change: str) -> None:
+    """Give constants new values where they are defined, or new names everywhere, and ask about them."""
     # Far from what uses them: what stands right behind an edit is computed again.
-    before = defaultdict(str, {DEFINITIONS: "".join(f"{f.name} = {f.old}\n" for f in chosen.values())})
-    for each in chosen.values():
+    before = defaultdict(str, {DEFINITIONS: "".join(f"{f.name} = {f.old}\n" for f in flips)})
+    for each in flips:
         before[each.path] += each.text
-    after = before | {DEFINITIONS: "".join(f"{f.name} = {f.new}\n" for f in chosen.values())}
+    if change == "values":
+        after = before | {DEFINITIONS: "".join(f"{f.name} = {f.new}\n" for f in flips)}
+    else:
+        names = {each.name: each.renamed for each in flips}
+        word = re.compile(rf"\b({'|'.join(names)})\b")
+        after = {name: word.sub(lambda match: names[match[1]], text) for name, text in before.items()}
     with tempfile.TemporaryDirectory() as directory:
         first, second = (_written(prompter, Path(directory, "tree"), files) for files in (before, after))
     n_ctx = max(len(first.tokens), len(second.tokens)) + 512
     sides = Side(path, n_ctx, "exact"), Side(path, n_ctx, "inplace")
+    sides[1].follow(first)
     for side in sides:
-        side.follow(first)
         computed, seconds = side.follow(second)
-        print(f"flips: {computed:,} tokens, {seconds:.1f} s", file=sys.stderr, flush=True)
+        print(f"{change}: {computed:,} tokens, {seconds:.1f} s", file=sys.stderr, flush=True)
     print(
-        f"\n{len(chosen)} constants in {second.prefix:,} tokens of files have new values; all that uses them "
-        f"was computed with the old ones ({sides[1].staleness:.1%} stale)\n"
+        f"\n{len(flips)} constants in {second.prefix:,} tokens of files have new {change} "
+        f"({computed:,} tokens computed in place, {sides[1].staleness:.1%} stale)\n"
     )
-    print("| asked | questions | new, exact | new, in place | old, exact | old, in place |")
+    print("| asked | questions | right, exact | right, in place | as before, exact | as before, in place |")
     print("|---|---|---|---|---|---|")
-    for name, form in FORMS.items():
-        asking = [
-            Question(each.name, f"\nQuestion: {form.format(**asdict(each))} {ALONE}", (each.new,))
-            for each in chosen.values()
-        ]
+    for title, form, right, former in CHANGES[change]:
+        asking = [Question(each.name, f"\nQuestion: {form.format(**asdict(each))}", ()) for each in flips]
         replies = asked(sides, prompter, second, asking)
         cells = [
             shown(
-                holds(reply(said).text, value(each))
-                for each, said in zip(chosen.values(), replies, strict=True)
+                holds(reply(said).text, getattr(each, field))
+                for each, said in zip(flips, replies, strict=True)
             )
-            for value in (lambda each: each.new, lambda each: each.old)
+            if field
+            else ""
+            for field in (right, former)
             for reply in REPLIES
         ]
-        print(f"| {name} | {len(chosen)} | {' | '.join(cells)} |", flush=True)
+        print(f"| {title} | {len(flips)} | {' | '.join(cells)} |", flush=True)
     for side in sides:
         side.close()
 
 
-def holds(reply: str, number: str) -> float:
-    """Whether a reply gives a number, with or without underscores."""
-    wanted = Question("", "", (number.replace("_", ""),), scoring="words")
+def holds(reply: str, word: str) -> float:
+    """Whether a reply gives a number or a name, with or without underscores."""
+    wanted = Question("", "", (word.replace("_", ""),), scoring="words")
     return wanted.score(reply.replace("_", ""))
 
 
@@ -375,6 +410,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path(__file__).resolve().parents[2], metavar="DIR")
     parser.add_argument("--commits", type=int, default=30, metavar="N")
     parser.add_argument("--flips", type=int, default=6000, metavar="TOKENS")
+    parser.add_argument("--changes", nargs="*", default=list(CHANGES), choices=list(CHANGES))
     options = parser.parse_args()
     reference = resolve(options.model, {}) if options.model else demo_model()
     if reference is None:
@@ -383,7 +419,11 @@ def main() -> None:
         prompter = Prompter(opened, {})
         path = str(opened.header.path)
         print(f"{opened.ref.name}, {_cores()} cores\n")
-        flip(path, prompter, options.repository, options.flips)
+        flips = flips_of(prompter, options.repository, options.flips)
+        for change in options.changes:
+            flip(path, prompter, flips, change)
+        if not options.commits:
+            return
         by_churn, by_path = (
             list(states(prompter, options.repository, options.files or FILES, options.commits, order))
             for order in ("churn", "path")
