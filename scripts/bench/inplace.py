@@ -5,8 +5,8 @@ ones in view, stays as it is; or their names do, everywhere. Then commits are re
 files. Two sessions of one model follow them, each with the files in the order that m3 gives them for it: one
 computes all behind the first change of each commit (churn), and one updates its context in place and never
 computes it anew (path). Printed are tokens and seconds for each; then, after 1, 10 and all commits, the share
-of right answers to the questions of `m3 eval` about the code, beside those of a context of the same files that
-was computed exactly, and how far the two are apart at the first token of the answer: questions about lines
+of right answers to the questions of `m3 eval` about the code, beside those of a context of the same files
+that was computed exactly, and how far the two are apart at the first token of the answer: questions about lines
 that have changed since the beginning apart from the others. Intervals are of 95 % (Wilson).
 usage: python scripts/bench/inplace.py [--model GGUF] [--repository DIR] [--commits N] [--flips TOKENS]
        [--changes values names] [GLOB ...]
@@ -229,8 +229,8 @@ CHANGES = {
         (
             "the value that a function uses",
             (
-                "The function `{user}` in {path} uses one constant with a name in capitals. What is the value "
-                "of that constant? Answer with the value alone."
+                "The function `{user}` in {path} uses one constant with a name in capitals. What is the "
+                "value of that constant? Answer with the value alone."
             ),
             *("new", "old"),
         ),
@@ -244,8 +244,8 @@ CHANGES = {
         (
             "the name that a function uses",
             (
-                "The function `{user}` in {path} uses one constant with a name in capitals. What is the name "
-                "of that constant? Answer with the name alone."
+                "The function `{user}` in {path} uses one constant with a name in capitals. What is the "
+                "name of that constant? Answer with the name alone."
             ),
             *("renamed", "name"),
         ),
