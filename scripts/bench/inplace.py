@@ -6,8 +6,8 @@ files. Two sessions of one model follow them, each with the files in the order t
 computes all behind the first change of each commit (churn), and one updates its context in place and never
 computes it anew (path). Printed are tokens and seconds for each; then, after 1, 10 and all commits, the share
 of right answers to the questions of `m3 eval` about the code, beside those of a context of the same files
-that was computed exactly, and how far the two are apart at the first token of the answer: questions about lines
-that have changed since the beginning apart from the others. Intervals are of 95 % (Wilson).
+that was computed exactly, and how far the two are apart at the first token of the answer: questions about
+lines that have changed since the beginning apart from the others. Intervals are of 95 % (Wilson).
 usage: python scripts/bench/inplace.py [--model GGUF] [--repository DIR] [--commits N] [--flips TOKENS]
        [--changes values names] [GLOB ...]
 """
