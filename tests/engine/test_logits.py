@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m3cli.engine import llama_logits
@@ -143,6 +143,7 @@ def test_a_directory_that_cannot_be_written(tiny_gguf: Path, tmp_path: Path) -> 
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.1, 3.0, 30.0]), st.integers(1, 5000))
+@example(1, 0.1, 2)  # with two tokens, nothing evens the rounding out
 def test_divergence_is_exact_to_the_rounding_of_the_file(seed: int, width: float, vocabulary: int) -> None:
     """Flat or peaked: against the definition, in float64 and with nothing rounded."""
     chance = np.random.default_rng(seed)
@@ -152,7 +153,10 @@ def test_divergence_is_exact_to_the_rounding_of_the_file(seed: int, width: float
     kept = llama_logits._encode(old, actual)
     p, q = log_softmax(old), log_softmax(new)
     kl, kept_loss, loss, same_top = llama_logits._compare(new, actual, kept)
-    assert kl == pytest.approx((np.exp(p) * (p - q)).sum(), rel=1e-2, abs=1e-6)
+    expected = (np.exp(p) * (p - q)).sum()
+    # Codes are half a step off at most, and a divergence of d moves the shares by sqrt(2 d) (Pinsker).
+    rounding = 2 * np.sqrt(2 * max(expected, 0.0)) / 2048
+    assert kl == pytest.approx(expected, rel=1e-2, abs=1e-6 + rounding)
     assert kept_loss == pytest.approx(-p[actual], abs=1e-9)
     assert loss == pytest.approx(-q[actual], abs=1e-9)
     assert same_top == (p.argmax() == q.argmax())
