@@ -231,7 +231,8 @@ class Model:
         lib.llama_model_meta_val_str(self._model, b"general.architecture", value, len(value))
         architecture = value.value.decode("utf-8", "replace")
         has_msa = architecture == MSA_ARCHITECTURE
-        if has_msa and not config.flash_attention:  # MSA is written for flash attention alone
+        # MSA is written for flash attention alone, and for one sequence.
+        if has_msa and (config.in_place or not config.flash_attention):
             return "dense"
         if "running DENSE attention" in LOG:
             _FELL_BACK.add(architecture)
