@@ -8,6 +8,7 @@ their staleness, which grows from update to update and is kept with the context.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from m3cli.engine.edits import changes_before, edits_between, settled, staleness
@@ -45,7 +46,7 @@ class Base:
     entry: Entry | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """How to make one context of another: `edits` with what is computed behind each, of `count` edits."""
 
@@ -73,7 +74,7 @@ class Plan:
         """How many of the first tokens are as they were computed exactly."""
         return min([self.base.exact, len(self.changed), *(edit.new_start for edit in self.edits[:1])])
 
-    @property
+    @cached_property
     def staleness(self) -> float:
         """That of the context afterwards."""
         return staleness(self.changed)

@@ -147,7 +147,7 @@ class Session:
             prefill_seconds,
             time.monotonic() - begin,
             restored,
-            staleness(self._changes()[: self._prefix]),
+            0.0 if self._changed is None else staleness(self._changes()[: self._prefix]),
         )
 
     def _check(self, tokens: array[int], request: Request) -> None:
