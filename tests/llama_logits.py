@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from m3cli.engine.llama import Model
+
 
 def llama_logits(
     path: Path, tokens: Sequence[int], batches: Sequence[int], *, flash_attention: bool = True
@@ -54,4 +56,17 @@ def llama_logits(
         lib.llama_batch_free(batch)
         lib.llama_free(context)
         lib.llama_model_free(model)
+    return result
+
+
+def last_logits(model: Model) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Those of the token that was computed last."""
+    row = lib.llama_get_logits_ith(model._context, -1)
+    return np.array(np.ctypeslib.as_array(row, (model.n_vocab,)))
+
+
+def log_softmax(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Log probabilities in float64, over the last axis."""
+    below = values.astype(np.float64) - values.max(axis=-1, keepdims=True)
+    result: np.ndarray[Any, np.dtype[np.float64]] = below - np.log(np.exp(below).sum(axis=-1, keepdims=True))
     return result

@@ -114,3 +114,8 @@ def write_gemma3(path: Path) -> Path:
         **_tokenizer(),
     }
     return write_gguf(path, fields, tensors, arch="gemma3")
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    """Tokens at random that all of these models know, and SmolLM2."""
+    return list(map(int, np.random.default_rng(seed).integers(5, 900, size=count)))

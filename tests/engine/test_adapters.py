@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 from array import array
 from dataclasses import asdict, replace
@@ -19,7 +18,6 @@ from m3cli.engine.adapters import check_adapters
 from m3cli.engine.dry_run import DryRun
 from m3cli.engine.events import CacheConfig, EngineConfig, Finished, Request, Restored, Saved, Token
 from m3cli.engine.llama import Model
-from m3cli.engine.llama_library import lib
 from m3cli.engine.local import LocalEngine
 from m3cli.engine.process import WorkerProcess
 from m3cli.engine.snapshot_key import snapshot_key
@@ -27,7 +25,8 @@ from m3cli.errors import ModelError, UsageError
 from m3cli.model.header import read_header
 from m3cli.model.tokens import pack_ids
 from tests.gguf_files import write_gguf
-from tests.tiny_models import write_gemma3
+from tests.llama_logits import last_logits
+from tests.tiny_models import ids, write_gemma3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,19 +84,13 @@ def config_of(model: Path | str, *lora: tuple[Path, float], n_ctx: int = 512) ->
     return EngineConfig(str(model), n_ctx, n_batch=BATCH, n_ubatch=BATCH, threads=1, lora=adapters)
 
 
-def ids(count: int, seed: int = 0) -> list[int]:
-    return list(map(int, np.random.default_rng(seed).integers(5, 900, size=count)))
-
-
 def logits(config: EngineConfig, tokens: Sequence[int]) -> Floats:
     """Logits after each batch, of shape [batches, vocabulary]."""
     model = Model(config, extra_buffers=False)
     held, rows = array("i", tokens), []
     for start in range(0, len(held), BATCH):
         assert model.decode(held, start, min(BATCH, len(held) - start))
-        row = lib.llama_get_logits_ith(model._context, -1)
-        rows.append(np.ctypeslib.as_array(ctypes.cast(row, ctypes.POINTER(ctypes.c_float)), (model.n_vocab,)))
-        rows[-1] = rows[-1].copy()
+        rows.append(last_logits(model))
     model.close()
     return np.stack(rows)
 

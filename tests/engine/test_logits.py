@@ -25,6 +25,7 @@ from m3cli.model.tokens import pack_ids
 from quantize.convert import convert
 from quantize.events import ConvertRequest
 from tests.llama_logits import llama_logits as all_logits
+from tests.llama_logits import log_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,12 +76,6 @@ def run(
         }
         replies.append(np.frombuffer(logits(message, pack_ids(window))[1]))
     return np.concatenate([reply.reshape(4, -1) for reply in replies], axis=1) if not keep else np.empty(0)
-
-
-def log_softmax(values: NDArray[Any]) -> NDArray[np.float64]:
-    values = values.astype(np.float64) - values.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
-    return result
 
 
 def test_a_comparison_is_that_of_all_logits(tiny_gguf: Path, q8_0: Path, tmp_path: Path) -> None:

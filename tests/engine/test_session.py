@@ -26,11 +26,11 @@ from m3cli.engine.events import (
     Token,
 )
 from m3cli.engine.llama import Model
-from m3cli.engine.llama_library import lib
 from m3cli.engine.session import Session
 from m3cli.engine.snapshot_key import snapshot_key
 from m3cli.engine.snapshots import SnapshotStore
-from tests.tiny_models import write_gemma3, write_mamba
+from tests.llama_logits import last_logits
+from tests.tiny_models import ids, write_gemma3, write_mamba
 
 if TYPE_CHECKING:
     from array import array
@@ -59,10 +59,6 @@ def model(
     loaded = Model(config, extra_buffers=False)
     yield loaded
     loaded.close()
-
-
-def ids(count: int, seed: int = 0) -> list[int]:
-    return list(map(int, np.random.default_rng(seed).integers(5, 900, size=count)))
 
 
 @pytest.fixture(autouse=True)
@@ -318,9 +314,7 @@ def logits_after(session: Session, request: Request) -> tuple[Logits, list[Event
     """The logits behind a prompt, and what happened."""
     events = list(session.generate(replace(request, max_tokens=1)))
     assert isinstance(events[-1], Finished)
-    model = session._model
-    row = lib.llama_get_logits_ith(model._context, -1)
-    return np.array(np.ctypeslib.as_array(row, (model.n_vocab,))), events
+    return last_logits(session._model), events
 
 
 def cold_logits(model: Model, request: Request) -> Logits:

@@ -32,7 +32,6 @@ from m3cli.engine.events import (
     Updated,
 )
 from m3cli.engine.llama import Model
-from m3cli.engine.llama_library import lib
 from m3cli.engine.llama_update import splice
 from m3cli.engine.local import LocalEngine
 from m3cli.engine.session import Session
@@ -41,7 +40,8 @@ from m3cli.engine.vocabulary import Vocabulary
 from m3cli.errors import DoesNotFitError, EngineCrashError, ImpossibleError, ModelError
 from tests import tiny_models
 from tests.gguf_files import write_gguf
-from tests.tiny_models import write_gemma3, write_mamba
+from tests.llama_logits import last_logits, log_softmax
+from tests.tiny_models import ids, write_gemma3, write_mamba
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,10 +116,6 @@ def cache(tmp_path: Path) -> CacheConfig:
     return CacheConfig(str(tmp_path / "cache"), "digest", "model")
 
 
-def ids(count: int, seed: int = 0) -> list[int]:
-    return list(map(int, np.random.default_rng(seed).integers(5, 900, size=count)))
-
-
 TREE = ids(600)
 EDITED = [*TREE[:300], *ids(20, 1), *TREE[310:]]
 QUESTION = ids(20, 2)
@@ -147,16 +143,10 @@ def restored(events: Sequence[Event]) -> list[int]:
     return [event.tokens for event in of_kind(events, Restored)]
 
 
-def logits(model: Model) -> Logits:
-    """Those of the token that was computed last."""
-    row = lib.llama_get_logits_ith(model._context, -1)
-    return np.array(np.ctypeslib.as_array(row, (model.n_vocab,)))
-
-
 def logits_after(session: Session, request: Request) -> tuple[Logits, list[Event]]:
     """The logits behind the prompt, and what happened."""
     events = run(session, replace(request, max_tokens=1))
-    return logits(session._model), events
+    return last_logits(session._model), events
 
 
 def cold_logits(model: Model, request: Request) -> Logits:
@@ -169,13 +159,7 @@ def cold_answer(model: Model, request: Request) -> list[int]:
 
 def divergence(truth: Logits, other: Logits) -> float:
     """Kullback-Leibler divergence of the distributions that logits stand for."""
-
-    def log_shares(values: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
-        wide: np.ndarray[Any, np.dtype[np.float64]] = values.astype(np.float64) - values.max()
-        shares: np.ndarray[Any, np.dtype[np.float64]] = wide - np.log(np.exp(wide).sum())
-        return shares
-
-    expected, found = log_shares(truth), log_shares(other)
+    expected, found = log_softmax(truth), log_softmax(other)
     return float((np.exp(expected) * (expected - found)).sum())
 
 
@@ -189,7 +173,7 @@ def spliced_logits(model: Model, old: Sequence[int], new: Sequence[int], edits: 
     done = list(splice(model, tokens, edits))
     assert done[-1:] == [edit.new_end for edit in edits if edit.new_end > edit.new_start][-1:]
     assert model.decode(tokens, len(tokens) - 1, 1)
-    return logits(model)
+    return last_logits(model)
 
 
 @pytest.mark.parametrize(
